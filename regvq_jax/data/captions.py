@@ -1,0 +1,102 @@
+"""Captions that lie beside images: same-named .txt files, and `metadata.jsonl` / `metadata.csv`."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from regvq_jax.errors import UserError
+
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+
+
+def caption_fields(texts: Sequence[str], index: int) -> dict[str, str | tuple[str, ...]]:
+    """Puts an image's captions into the form of an element: one rule for every source.
+
+    "text" is caption number `index` modulo their count: fixed for an element, yet all places in
+    the list are used over a held-out set. "texts" are all of them, from which
+    `transforms.encode_text` draws in training.
+
+    Args:
+        texts: the captions of one image, possibly none.
+        index: the element's index in its source.
+
+    Returns:
+        {} without captions, else {"text": str, "texts": tuple of str}.
+    """
+    if not texts:
+        return {}
+    return {"text": texts[index % len(texts)], "texts": tuple(texts)}
+
+
+def read_text_file(path: str | os.PathLike) -> tuple[str, ...]:
+    """Reads a caption file, one caption a line, blank lines left out.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    lines = (" ".join(line.split()) for line in _read_utf8(Path(path)).split("\n"))
+    return tuple(line for line in lines if line)
+
+
+def read_metadata(folder: str | os.PathLike) -> dict[str, tuple[str, ...]]:
+    """Reads the `metadata.jsonl` or `metadata.csv` of a folder: columns `file_name` and `text`.
+
+    Several rows with one `file_name`, or a list as `text`, are several captions of that image.
+
+    Args:
+        folder: where the metadata file lies and what its file names are relative to.
+
+    Returns:
+        Captions by file name (with "/"); {} where the folder has no metadata file.
+
+    Raises:
+        UserError: both files exist, a row is no JSON, or it lacks a column.
+    """
+    paths = [path for name in METADATA_NAMES if (path := Path(folder, name)).is_file()]
+    if not paths:
+        return {}
+    if len(paths) > 1:
+        raise UserError(f"{folder} has both {' and '.join(METADATA_NAMES)}: keep one of them.")
+    read_rows = _jsonl_rows if paths[0].suffix == ".jsonl" else _csv_rows
+    captions: dict[str, list[str]] = {}
+    for line, row in read_rows(paths[0]):
+        file_name, text = row.get("file_name"), row.get("text")
+        texts = text if isinstance(text, list) else [text]
+        if not isinstance(file_name, str) or not all(isinstance(text, str) for text in texts):
+            raise UserError(
+                f'{paths[0]}, line {line}: needs "file_name" and "text" as strings, has '
+                f"{sorted(map(str, row))}."
+            )
+        cleaned = (" ".join(text.split()) for text in texts)
+        key = os.path.normpath(file_name).replace(os.sep, "/")
+        captions.setdefault(key, []).extend(text for text in cleaned if text)
+    return {name: tuple(texts) for name, texts in captions.items()}
+
+
+def _jsonl_rows(path: Path):
+    for number, line in enumerate(_read_utf8(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number}: not JSON ({error}).") from error
+        if not isinstance(row, dict):
+            raise UserError(f'{path}, line {number}: needs an object with "file_name" and "text".')
+        yield number, row
+
+
+def _csv_rows(path: Path):
+    reader = csv.DictReader(io.StringIO(_read_utf8(path)))
+    for row in reader:
+        yield reader.line_num, row
+
+
+def _read_utf8(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}): save it as UTF-8.") from error

@@ -1,0 +1,103 @@
+"""What a token cache was made from: its `meta.json`, which is written last."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from regvq_jax.errors import UserError
+
+FORMAT_VERSION = 1
+META_NAME = "meta.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenMeta:
+    """What a token cache was made from.
+
+    Attributes:
+        codebook_size: K; codes are in [0, K).
+        grid: (h, w).
+        tokenizer_hash: of the parameters that encoded.
+        data_fingerprint: of the source that was encoded.
+        split: of that source.
+        num_examples: records in all shards.
+        has_text: every record has a caption.
+        shard_size: records in a shard, the last one excepted.
+        format_version: of the files.
+    """
+
+    codebook_size: int
+    grid: tuple[int, int]
+    tokenizer_hash: str
+    data_fingerprint: str
+    split: str
+    num_examples: int
+    has_text: bool
+    shard_size: int = 4096
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self):
+        object.__setattr__(self, "grid", tuple(self.grid))  # JSON and configs bring a list.
+
+    def to_json(self) -> str:
+        """The content of `meta.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def read_meta(directory: str | os.PathLike) -> TokenMeta:
+    """Reads what a finished cache was made from.
+
+    Args:
+        directory: of the cache.
+
+    Returns:
+        Its `TokenMeta`.
+
+    Raises:
+        UserError: there is no finished cache, or one of another format.
+    """
+    path = Path(directory, META_NAME)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["format_version"] == FORMAT_VERSION:
+            return TokenMeta(**values)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"{directory} has no finished token cache ({META_NAME} is missing): run the token "
+            f"stage."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): delete it and run the token stage again."
+        ) from error
+    raise UserError(
+        f"The token cache in {directory} has format {values['format_version']}, not "
+        f"{FORMAT_VERSION}: delete it and run the token stage again."
+    )
+
+
+def check_meta(meta: TokenMeta, *, directory: str | os.PathLike = "", **expected: Any) -> None:
+    """Makes sure that a cache is the one that is wanted.
+
+    Args:
+        meta: of the cache.
+        directory: of the cache, for the message.
+        **expected: wanted values by field of `TokenMeta`: `tokenizer_hash=...`, `grid=(8, 8)`, ...
+
+    Raises:
+        UserError: names every field that differs, with both values.
+    """
+    wanted = dataclasses.replace(meta, **expected)
+    differences = [
+        f"{name.replace('_', ' ')} {getattr(meta, name)!r} instead of {getattr(wanted, name)!r}"
+        for name in expected
+        if getattr(meta, name) != getattr(wanted, name)
+    ]
+    if differences:
+        where = f" in {os.fspath(directory)}" if directory else ""
+        raise UserError(
+            f"The token cache{where} was made from something else, {', '.join(differences)}: "
+            f"delete it, or use another workdir."
+        )

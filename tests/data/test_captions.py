@@ -1,0 +1,60 @@
+import pytest
+
+from regvq_jax.data.captions import caption_fields, read_metadata, read_text_file
+from regvq_jax.errors import UserError
+
+
+def test_caption_fields_walk_through_the_captions():
+    assert caption_fields((), 3) == {}
+    texts = ["a", "b", "c"]
+    assert [caption_fields(texts, i)["text"] for i in range(5)] == ["a", "b", "c", "a", "b"]
+    assert caption_fields(texts, 0)["texts"] == ("a", "b", "c")
+
+
+def test_text_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffein  rotes Herz\r\n\r\n 赤いハート \n".encode())
+    assert read_text_file(path) == ("ein rotes Herz", "赤いハート")
+    path.write_bytes(b"\xff\xfe bad")
+    with pytest.raises(UserError, match=r"a\.txt is not UTF-8"):
+        read_text_file(path)
+
+
+def test_metadata_jsonl(tmp_path):
+    (tmp_path / "metadata.jsonl").write_text(
+        '{"file_name": "x/a.png", "text": "one"}\n\n'
+        '{"file_name": "./b.png", "text": ["two", " ", "three"], "id": 5}\n'
+        '{"file_name": "x/a.png", "text": "again"}\n'
+    )
+    assert read_metadata(tmp_path) == {"x/a.png": ("one", "again"), "b.png": ("two", "three")}
+
+
+def test_metadata_csv(tmp_path):
+    (tmp_path / "metadata.csv").write_text(
+        'id,file_name,text\n1,a.png,"a cat, asleep"\n2,b.png,"two\nlines"\n', encoding="utf-8-sig"
+    )
+    assert read_metadata(tmp_path) == {"a.png": ("a cat, asleep",), "b.png": ("two lines",)}
+    assert read_metadata(tmp_path / "elsewhere") == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n{"file_', "line 2: not JSON"),
+        ("metadata.jsonl", '{"file": "a.png", "text": "x"}', r"line 1.*\['file', 'text'\]"),
+        ("metadata.jsonl", '["a.png", "x"]', "line 1: needs an object"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": 3}', "line 1"),
+        ("metadata.csv", "file_name,caption\na.png,x\n", r"line 2.*\['caption', 'file_name'\]"),
+    ],
+)
+def test_metadata_errors_name_the_line(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_metadata(tmp_path)
+
+
+def test_two_metadata_files(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,text\n")
+    (tmp_path / "metadata.jsonl").write_text("")
+    with pytest.raises(UserError, match="has both"):
+        read_metadata(tmp_path)

@@ -1,0 +1,247 @@
+import os
+import pickle
+import shutil
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regvq_jax.data import listing
+from regvq_jax.data.folder import FolderSource
+from regvq_jax.data.sources import Source
+from regvq_jax.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def fresh_scans():
+    listing.scan_headers.cache_clear()
+
+
+def write_image(path, value=0, size=(8, 8)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value % 256, value // 256, 0)).save(path)
+
+
+def write_images(folder, count, **options):
+    for i in range(count):
+        write_image(folder / f"{i:04d}.png", i, **options)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:45])  # PNG: the header is whole, of the pixels some are.
+
+
+def values(source):
+    return [int(source[i]["image"][0, 0] @ [1, 256, 0]) for i in range(len(source))]
+
+
+def both(path, **options):
+    return [FolderSource(path, split, 8, **options) for split in ("train", "heldout")]
+
+
+def test_extensions_nesting_and_order(tmp_path):
+    names = ["b.PNG", "a/x.jpg", "a/b/y.jpeg", "c.webp", "d.bmp", "e.tif", "f.tiff", "g.gif"]
+    for i, name in enumerate(names):
+        write_image(tmp_path / name, i)
+    for name in (".hidden.png", "notes.md", ".thumbs/x.png"):
+        write_image(tmp_path / "q.png")
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(tmp_path / "q.png", tmp_path / name)
+    (tmp_path / "q.png").unlink()
+    train, heldout = both(tmp_path)
+    assert isinstance(train, Source) and train.name == f"folder:{tmp_path}"
+    assert sorted(train._paths + heldout._paths) == sorted(names)
+    assert train._paths == sorted(train._paths)
+    assert not train.has_text and not train.has_labels
+    element = train[0]
+    assert element.keys() == {"image"} and element["image"].shape == (8, 8, 3)
+    with pytest.raises(IndexError):
+        train[len(train)]
+
+
+def test_hash_split_is_a_stable_tenth(tmp_path):
+    write_images(tmp_path, 400)
+    train, heldout = both(tmp_path)
+    assert sorted(values(train) + values(heldout)) == list(range(400))
+    assert 25 <= len(heldout) <= 55
+    before = set(heldout._paths)
+    write_image(tmp_path / "one_more.png")
+    assert set(FolderSource(tmp_path, "heldout", 8)._paths) - {"one_more.png"} == before
+
+
+def test_heldout_has_at_least_one_and_never_all():
+    for count in range(2, 40):
+        paths = [f"{count}/{i}.png" for i in range(count)]
+        assert 1 <= len(listing.heldout_paths(paths)) < count
+
+
+@pytest.mark.parametrize("heldout_name", listing.HELDOUT_FOLDERS)
+def test_split_folders(tmp_path, heldout_name):
+    write_images(tmp_path / "train" / "cats", 3)
+    write_images(tmp_path / heldout_name, 1)
+    write_image(tmp_path / "elsewhere.png")
+    train, heldout = both(tmp_path)
+    assert train._paths == [f"train/cats/{i:04d}.png" for i in range(3)]
+    assert heldout._paths == [f"{heldout_name}/0000.png"]
+
+
+def test_train_folder_alone_is_split_by_hash(tmp_path):
+    write_images(tmp_path / "train", 4)
+    assert sorted(map(len, both(tmp_path))) == [1, 3]
+
+
+def test_missing_empty_and_single(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        FolderSource(tmp_path / "absent", "train", 8)
+    with pytest.raises(UserError, match=r"0 images.*\.png \.jpg.*found no files"):
+        FolderSource(tmp_path, "train", 8)
+    (tmp_path / "a.pdf").write_text("x")
+    (tmp_path / "b.pdf").write_text("x")
+    write_image(tmp_path / "c.png")
+    with pytest.raises(UserError, match=r"1 images.*at least 2.*found 2 x \.pdf, 1 x \.png"):
+        FolderSource(tmp_path, "train", 8)
+    write_images(tmp_path / "train", 2)
+    (tmp_path / "val").mkdir()
+    with pytest.raises(UserError, match=r"val has 0 images"):
+        FolderSource(tmp_path, "heldout", 8)
+
+
+def test_link_loop_ends(tmp_path):
+    write_images(tmp_path / "real", 3)
+    os.symlink(tmp_path, tmp_path / "real" / "loop")
+    elsewhere = tmp_path.parent / f"{tmp_path.name}_other"
+    write_images(elsewhere, 2)
+    os.symlink(elsewhere, tmp_path / "linked")
+    assert sum(map(len, both(tmp_path))) == 5
+
+
+def test_captions_from_text_files(tmp_path):
+    write_images(tmp_path / "train", 3)
+    write_images(tmp_path / "val", 1)
+    for i in range(3):
+        (tmp_path / "train" / f"{i:04d}.txt").write_text(f"first {i}\nsecond {i}\n")
+    train, heldout = both(tmp_path)
+    assert train.has_text and not heldout.has_text
+    assert [train[i]["text"] for i in range(3)] == ["first 0", "second 1", "first 2"]
+    assert train[2]["texts"] == ("first 2", "second 2")
+
+
+def test_metadata_wins_over_text_files(tmp_path):
+    write_images(tmp_path, 3)
+    (tmp_path / "0000.txt").write_text("from text")
+    (tmp_path / "0001.txt").write_text("from text")
+    rows = [f'{{"file_name": "{name}", "text": "from table"}}' for name in ("0001.png", "0002.png")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    texts = {
+        source._paths[i]: source[i]["text"] for source in both(tmp_path) for i in range(len(source))
+    }
+    assert texts == {"0000.png": "from text", "0001.png": "from table", "0002.png": "from table"}
+
+
+def test_metadata_inside_the_split_folder(tmp_path):
+    write_images(tmp_path / "train", 2)
+    write_images(tmp_path / "test", 1)
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,text\n0000.png,a\n0001.png,b\n")
+    (tmp_path / "metadata.csv").write_text("file_name,text\ntest/0000.png,c\n")
+    train, heldout = both(tmp_path)
+    assert [train[i]["text"] for i in range(2)] + [heldout[0]["text"]] == ["a", "b", "c"]
+
+
+def test_some_without_captions(tmp_path):
+    write_images(tmp_path, 5)
+    (tmp_path / "0000.txt").write_text("x")
+    (tmp_path / "0003.txt").write_text("\n \n")
+    with pytest.raises(UserError, match=r"4 of the 5 images.*0001\.png.*\.\.\."):
+        FolderSource(tmp_path, "train", 8)
+
+
+def test_metadata_of_missing_images(tmp_path):
+    write_images(tmp_path, 2)
+    (tmp_path / "metadata.csv").write_text("file_name,text\n0000.png,a\nnope.png,b\n")
+    with pytest.raises(UserError, match=r"1 images that do not exist \(nope\.png\)"):
+        FolderSource(tmp_path, "train", 8)
+
+
+def test_fingerprint_follows_the_data_not_the_place(tmp_path):
+    write_images(tmp_path / "a", 6)
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copy)
+    os.utime(tmp_path / "b" / "0000.png", (0, 0))
+    prints = [source.fingerprint for source in both(tmp_path / "a")]
+    assert prints == [source.fingerprint for source in both(tmp_path / "b")]
+    assert prints[0] != prints[1] and all(len(p) == 16 and int(p, 16) for p in prints)
+    for i in range(6):
+        (tmp_path / "b" / f"{i:04d}.txt").write_text("a caption")
+    with_text = FolderSource(tmp_path / "b", "train", 8).fingerprint
+    (tmp_path / "a" / "0005.png").rename(tmp_path / "a" / "renamed.png")
+    renamed = {source.fingerprint for source in both(tmp_path / "a")}
+    assert with_text != prints[0] and renamed != set(prints)
+
+
+def test_one_bad_header_in_a_hundred_is_skipped_and_named(tmp_path, caplog):
+    write_images(tmp_path, 100)
+    (tmp_path / "0042.png").write_bytes(b"no image")
+    with caplog.at_level("WARNING"):
+        train, heldout = both(tmp_path)
+    assert sorted(values(train) + values(heldout)) == [i for i in range(100) if i != 42]
+    assert caplog.text.count("0042.png") == 1 and "1 of the 100 images" in caplog.text
+
+
+def test_more_than_one_percent_skipped_is_an_error(tmp_path):
+    write_images(tmp_path, 100)
+    (tmp_path / "0042.png").write_bytes(b"no image")
+    write_image(tmp_path / "0050.png", size=(20, 7))
+    with pytest.raises(UserError, match=r"1 are smaller.*0050\.png.*1 are unreadable.*0042\.png"):
+        FolderSource(tmp_path, "train", 8)
+
+
+def test_small_images_and_upscale(tmp_path):
+    write_images(tmp_path, 3, size=(7, 30))
+    with pytest.raises(UserError, match=r"3 are smaller than the crop of 8.*data\.upscale=True"):
+        FolderSource(tmp_path, "train", 8)
+    assert sum(map(len, both(tmp_path, upscale=True))) == 3
+
+
+def test_truncated_image_is_replaced_by_the_next(tmp_path, caplog):
+    write_images(tmp_path / "train", 200)
+    write_images(tmp_path / "val", 1)
+    for i in (7, 199):
+        (tmp_path / "train" / f"{i:04d}.txt").write_text("x")
+        truncate(tmp_path / "train" / f"{i:04d}.png")
+    for i in range(200):
+        (tmp_path / "train" / f"{i:04d}.txt").write_text(f"caption {i}")
+    source = FolderSource(tmp_path / "", "train", 8)
+    with caplog.at_level("WARNING"):
+        expected = [8 if i == 7 else 0 if i == 199 else i for i in range(200)]
+        assert values(source) == expected and values(source) == expected
+    assert source[7]["text"] == "caption 8"
+    assert caplog.text.count("0007.png") == 1 and caplog.text.count("0199.png") == 1
+    copy = pickle.loads(pickle.dumps(source))
+    assert values(copy) == expected and copy.fingerprint == source.fingerprint
+
+
+def test_too_many_truncated_images_end_in_an_error(tmp_path):
+    write_images(tmp_path / "train", 3)
+    write_images(tmp_path / "val", 1)
+    for i in range(3):
+        truncate(tmp_path / "train" / f"{i:04d}.png")
+    source = FolderSource(tmp_path, "train", 8)
+    for _ in range(6):  # Also when all are known to be bad: no endless search.
+        with pytest.raises(UserError, match=r"1 % of the 3 train images.*0000\.png.*repair"):
+            source[0]
+
+
+def test_threads_agree(tmp_path):
+    write_images(tmp_path / "train", 120)
+    write_images(tmp_path / "val", 1)
+    truncate(tmp_path / "train" / "0003.png")
+    source = FolderSource(tmp_path, "train", 8)
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(values(source))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = [4 if i == 3 else i for i in range(120)]
+    assert len(results) == 4 and all(result == expected for result in results)
+    assert np.array_equal(source[3]["image"], source[4]["image"])
