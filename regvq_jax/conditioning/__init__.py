@@ -1,0 +1,1 @@
+"""Conditions as arrays: captions to token ids."""

@@ -1,0 +1,1 @@
+"""Priors over tokens as pure functions; the network comes in as a callable."""
