@@ -1,0 +1,1 @@
+"""Flax Linen networks with scalar fields; no losses and no config objects."""

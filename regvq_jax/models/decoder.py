@@ -1,0 +1,43 @@
+"""The convolutional decoder."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from regvq_jax.models.layers import AttentionBlock, Dtype, ResBlock, Upsample, group_norm
+
+
+class Decoder(nn.Module):
+    """Code vectors to the features that one last convolution turns into images.
+
+    That last convolution is a module of its own (`ImageTokenizer.to_images`), because the adaptive GAN
+    weight compares two gradients at exactly that layer. Attributes as in `Encoder`; a level has one
+    residual block more than there, as in taming-transformers.
+    """
+
+    channels: int = 128
+    multipliers: Sequence[int] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    attention_levels: Sequence[int] = (4,)
+    middle_attention: bool = True
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, quantized: jax.Array) -> jax.Array:
+        """float [B, h, w, D] -> float [B, H, W, channels * multipliers[0]]."""
+        width = self.channels * self.multipliers[-1]
+        x = nn.Conv(width, (3, 3), dtype=self.dtype, name="conv_in")(quantized)
+        x = ResBlock(width, self.dtype)(x)
+        if self.middle_attention:
+            x = AttentionBlock(self.dtype)(x)
+            x = ResBlock(width, self.dtype)(x)
+        for level, multiplier in reversed(list(enumerate(self.multipliers))):
+            for _ in range(self.num_res_blocks + 1):
+                x = ResBlock(self.channels * multiplier, self.dtype)(x)
+                if level in self.attention_levels:
+                    x = AttentionBlock(self.dtype)(x)
+            if level > 0:
+                x = Upsample(self.dtype)(x)
+        return nn.swish(group_norm(x.shape[-1], self.dtype, "norm_out")(x))

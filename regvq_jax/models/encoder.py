@@ -1,0 +1,49 @@
+"""The convolutional encoder."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from regvq_jax.models.layers import AttentionBlock, Downsample, Dtype, ResBlock, group_norm
+
+
+class Encoder(nn.Module):
+    """Images to latent features (the taming-transformers encoder).
+
+    Attributes:
+        channels: width at full resolution.
+        multipliers: width of each level as a multiple of `channels`; each level but the last halves the grid.
+        num_res_blocks: residual blocks a level.
+        attention_levels: indices of the levels with self-attention after each block.
+        middle_attention: whether the bottleneck has self-attention.
+        latent_channels: channels of the output.
+        dtype: of the computation; parameters are float32.
+    """
+
+    channels: int = 128
+    multipliers: Sequence[int] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    attention_levels: Sequence[int] = (4,)
+    middle_attention: bool = True
+    latent_channels: int = 256
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """float [B, H, W, 3] in [-1, 1] -> float [B, h, w, latent_channels]."""
+        x = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(images)
+        for level, multiplier in enumerate(self.multipliers):
+            for _ in range(self.num_res_blocks):
+                x = ResBlock(self.channels * multiplier, self.dtype)(x)
+                if level in self.attention_levels:
+                    x = AttentionBlock(self.dtype)(x)
+            if level < len(self.multipliers) - 1:
+                x = Downsample(self.dtype)(x)
+        x = ResBlock(x.shape[-1], self.dtype)(x)
+        if self.middle_attention:
+            x = AttentionBlock(self.dtype)(x)
+            x = ResBlock(x.shape[-1], self.dtype)(x)
+        x = nn.swish(group_norm(x.shape[-1], self.dtype, "norm_out")(x))
+        return nn.Conv(self.latent_channels, (3, 3), dtype=self.dtype, name="conv_out")(x)
