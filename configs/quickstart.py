@@ -1,0 +1,150 @@
+"""The whole road on real pictures in under ten minutes on two CPU cores: tokenizer, tokens, prior, samples.
+
+    python -m regvq_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+Scenes of one or two emoji at 32 px become 8x8 tokens of 256 codes; a small masked transformer then draws
+from captions. Choices after a colon: `:tiny` is the same road in seconds, for tests; it learns nothing.
+"""
+
+from configs import common
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The config; `arg` is what stands after the colon of --config."""
+    choice = common.parse_arg(arg, tiny=False)
+    config = ConfigDict()
+    config.seed = 0
+    config.stages = ("tokenizer", "tokens", "prior", "report")
+    config.mesh = dict(data=-1, fsdp=1)
+
+    config.data = dict(
+        source="emoji-scenes:2",
+        image_size=32,
+        random_crop=False,
+        flip=False,
+        upscale=False,
+        num_threads=2,
+        num_workers=0,
+    )
+
+    # Stage one: the tokenizer.
+    config.model = dict(
+        codebook_size=256,
+        code_dim=32,
+        channels=16,
+        multipliers=(1, 2, 4),
+        num_res_blocks=1,
+        attention_levels=(),
+        middle_attention=True,
+        latent_channels=64,
+        dtype="float32",
+    )
+    config.discriminator = dict(channels=16, num_layers=2, dtype="float32")
+    config.features = dict(channels=(16, 32, 64), dtype="float32")
+    config.quantizer = dict(mask_ratio=0.4, temperature=1.0)
+    config.loss = dict(
+        l1_weight=1.0,
+        perceptual_weight=0.2,
+        prior_kl_weight=0.01,
+        prior_kl_scope="batch",
+        cl_weight=0.0,
+        pcl_weight=0.05,
+        contrastive_temperature=0.07,
+        contrastive_places=256,
+        adversarial_weight=0.1,
+        adversarial_start_step=1600,
+        adversarial_ramp_steps=200,
+    )
+    config.optim = dict(
+        lr=1e-3,
+        schedule="cosine",
+        warmup_steps=50,
+        final_lr_ratio=0.05,
+        b1=0.9,
+        b2=0.99,
+        weight_decay=0.0,
+        clip_norm=1.0,
+    )
+    config.train = dict(
+        batch_size=16,
+        total_steps=2000,
+        log_every_steps=50,
+        checkpoint_every_steps=250,
+        accumulation_slices=1,
+        ema_decay=0.995,
+    )
+    config.evals = dict(reconstruction=dict(every_steps=500, num_shown=32))
+
+    # Stage two: the prior over the tokens of 16,384 scenes.
+    config.tokens = dict(max_train_examples=16384, batch_size=64, shard_size=4096)
+    config.prior = dict(
+        name="masked",
+        model=dict(
+            dim=128,
+            depth=4,
+            num_heads=4,
+            mlp_ratio=4,
+            dropout=0.1,
+            text_length=24,
+            text_depth=1,
+            text_embed_dim=64,
+            scan_layers=False,
+            dtype="float32",
+        ),
+        masked=dict(schedule="cosine", min_mask_ratio=0.0, label_smoothing=0.1, condition_drop=0.1),
+        optim=dict(
+            lr=1e-3,
+            schedule="cosine",
+            warmup_steps=100,
+            final_lr_ratio=0.05,
+            b1=0.9,
+            b2=0.96,
+            weight_decay=0.045,
+            clip_norm=1.0,
+        ),
+        train=dict(
+            batch_size=32,
+            total_steps=1000,
+            log_every_steps=50,
+            checkpoint_every_steps=250,
+            accumulation_slices=1,
+            ema_decay=0.995,
+        ),
+        evals=dict(
+            prior_loss=dict(every_steps=250, num_masks=2),
+            samples=dict(every_steps=500),
+        ),
+    )
+    config.sample = dict(
+        captions=(
+            "a red heart on a white background",
+            "a red heart on a blue background",
+        ),
+        steps=12,
+        temperature=1.0,
+        choice_temperature=4.5,
+        guidance=3.0,
+        schedule="cosine",
+    )
+    if choice.tiny:
+        make_tiny(config)
+    return config
+
+
+def make_tiny(config: ConfigDict) -> None:
+    """Shrinks every size in place; the road stays the same."""
+    config.model.update(codebook_size=32, code_dim=8, channels=8, latent_channels=16, multipliers=(1, 1, 2))
+    config.discriminator.update(channels=8, num_layers=1)
+    config.features.update(channels=(8, 8))
+    config.loss.update(adversarial_start_step=4, adversarial_ramp_steps=2)
+    config.optim.warmup_steps = 2
+    config.train.update(batch_size=8, total_steps=8, log_every_steps=2, checkpoint_every_steps=4)
+    config.evals.reconstruction.every_steps = 4
+    config.tokens.update(max_train_examples=64, batch_size=32, shard_size=32)
+    config.prior.model.update(dim=32, depth=1, num_heads=2, text_embed_dim=8)
+    config.prior.optim.warmup_steps = 2
+    config.prior.train.update(batch_size=8, total_steps=8, log_every_steps=2, checkpoint_every_steps=4)
+    config.prior.evals.prior_loss.every_steps = 4
+    config.prior.evals.samples.every_steps = 8
+    config.sample.steps = 3

@@ -1,0 +1,72 @@
+"""The end of a run: one table of figures, the pictures, and the paths of all that was made."""
+
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from regvq_jax.files import read_json
+
+# Table rows: stage, label, tag in the stage's result, format.
+ROWS = (
+    ("tokenizer", "steps", "step", "{:,.0f}"),
+    ("tokenizer", "training images/s", "perf/images_per_sec", "{:.1f}"),
+    ("tokenizer", "held-out images", "eval/reconstruction/images", "{:,.0f}"),
+    ("tokenizer", "reconstruction L1, images in [-1, 1]", "eval/reconstruction/l1", "{:.4f}"),
+    ("tokenizer", "reconstruction PSNR, dB", "eval/reconstruction/psnr", "{:.2f}"),
+    ("tokenizer", "codebook usage, %", "codebook/usage_percent", "{:.1f}"),
+    ("tokenizer", "codebook perplexity", "codebook/perplexity", "{:.1f}"),
+    ("prior", "steps", "step", "{:,.0f}"),
+    ("prior", "training images/s", "perf/images_per_sec", "{:.1f}"),
+    ("prior", "held-out loss, nats a token", "eval/prior/loss", "{:.3f}"),
+    ("prior", "the same, captions shuffled", "eval/prior/loss_shuffled_text", "{:.3f}"),
+)
+PICTURES = (
+    ("tokenizer", "reconstructions", "originals above reconstructions"),
+    ("tokenizer", "codebook", "how often each code is used"),
+    ("prior", "samples", "captions under pictures"),
+)
+
+
+def write_report(workdir: Path, console: Console | None = None) -> list[Path]:
+    """Copies the last pictures to the top of the workdir, prints the table and all paths.
+
+    Args:
+        workdir: of a run with at least one finished training.
+        console: to print on; standard output by default.
+
+    Returns:
+        The paths that it printed, all of which exist.
+    """
+    console = console or Console(soft_wrap=True)
+    results = {
+        stage: read_json(workdir / stage / "result.json")
+        for stage in ("tokenizer", "prior")
+        if (workdir / stage / "result.json").exists()
+    }
+    table = Table("stage", "figure", "value", title=f"What {workdir.name} has learned")
+    for stage, label, tag, style in ROWS:
+        values = dict(results.get(stage, {}))
+        if "codebook/usage" in values:
+            values["codebook/usage_percent"] = 100 * values["codebook/usage"]
+        if tag in values:
+            table.add_row(stage, label, style.format(values[tag]))
+    console.print(table)
+
+    paths: dict[Path, str] = {}
+    for stage, name, meaning in PICTURES:
+        pictures = sorted((workdir / stage / "images").glob(f"{name}_*.png"))
+        if stage in results and pictures:
+            path = workdir / f"{name}.png"
+            shutil.copyfile(pictures[-1], path)
+            paths[path] = meaning
+    for stage in results:
+        paths[workdir / stage / "metrics.jsonl"] = f"every figure of the {stage} training"
+        paths[workdir / stage / "checkpoints"] = f"checkpoints of the {stage}"
+        paths[workdir / stage] = f"TensorBoard: tensorboard --logdir={workdir / stage}"
+    if (workdir / "tokens").exists():
+        paths[workdir / "tokens"] = "token cache"
+    for path, meaning in paths.items():
+        console.print(f"{path}  ({meaning})", highlight=False)
+    return list(paths)

@@ -1,0 +1,17 @@
+"""What every evaluator returns."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Evaluation(NamedTuple):
+    """The result of one evaluation.
+
+    Attributes:
+        metrics: numbers by tag.
+        images: pictures by file name without its ending, uint8 [H, W, 3].
+    """
+
+    metrics: dict[str, float]
+    images: dict[str, np.ndarray]

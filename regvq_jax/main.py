@@ -1,0 +1,116 @@
+"""Trains what a config describes, stage by stage, and goes on where an earlier call stopped.
+
+    python -m regvq_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+Any field of the config can be set from the command line, and a config may take a choice after a colon:
+
+    python -m regvq_jax.main --config=configs/quickstart.py:tiny --config.optim.lr=1e-4 --workdir=runs/try
+
+Exit codes: 0 done, 2 a mistake in the input (one sentence says which), 42 ended by SIGTERM with all saved:
+run the same command again.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from regvq_jax import sharding, stages
+from regvq_jax.errors import UserError
+from regvq_jax.loop import Preempted
+from regvq_jax.progress import setup_logging
+from regvq_jax.workdir import open_workdir
+
+USER_ERROR, RUN_AGAIN = 2, 42
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for all that the run makes.")
+_STAGE = flags.DEFINE_string(
+    "stage", None, f"Run only this stage: {', '.join(stages.STAGES)}. By default all of config.stages."
+)
+_COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/regvq_jax/compilation"),
+    'Keeps compiled programs between runs; "" keeps none.',
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Start jax.distributed (several processes; reads the cluster's environment)."
+)
+_PROFILE = flags.DEFINE_list(
+    "profile", ["0", "0"], "FIRST,COUNT: traces COUNT steps of each training from step FIRST on."
+)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the stages; returns the exit code."""
+    del argv
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
+    if _COMPILATION_CACHE.value:
+        cache = Path(_COMPILATION_CACHE.value).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    config = _CONFIG.value
+    workdir = open_workdir(_WORKDIR.value, config)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    chosen = (_STAGE.value,) if _STAGE.value else tuple(config.stages)
+    profile_steps = tuple(int(x) for x in _PROFILE.value)
+    stages.run(config, workdir, mesh, chosen, profile_steps=profile_steps)
+    return 0
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's flags, with one sentence for each mistake."""
+    help_flags = ("--help", "-h", "-help", "--helpshort", "--helpfull", "-?")
+    if not any(flag in argv for flag in help_flags):
+        check_config_file(argv)
+    try:
+        rest = flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:
+        # ml_collections names the field and the nearest valid one.
+        raise UserError("Unknown config field: " + " ".join(str(error).strip("'\"").split())) from error
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    if len(rest) > 1:
+        raise UserError(f"Unexpected argument {rest[1]!r}; flags begin with -- (see --help).")
+    if flags.FLAGS.workdir is None and not any(flag in argv for flag in help_flags):
+        raise UserError("--workdir is missing: name a directory, such as --workdir=runs/quickstart.")
+    return rest
+
+
+def check_config_file(argv: list[str]) -> None:
+    """Raises UserError unless --config names a file with get_config; makes the file's neighbours importable."""
+    values = [arg.partition("=")[2] for arg in argv if arg.startswith(("--config=", "-config="))]
+    if not values:
+        raise UserError("--config is missing: name a config file, such as --config=configs/quickstart.py.")
+    path = Path(values[-1].partition(":")[0])
+    if not path.is_file():
+        near = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py"))) or "none in ./configs"
+        raise UserError(f"The config file {path} does not exist; here there are: {near}.")
+    # Configs import their shared blocks as `from configs import common`, wherever the call is made from.
+    sys.path.append(str(path.resolve().parent.parent))
+    spec = importlib.util.spec_from_file_location("checked_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"The config file {path} has no function get_config().")
+
+
+def run() -> None:
+    """The entry point: mistakes of the user end in one sentence, others keep their traceback."""
+    setup_logging()
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except Preempted as preempted:
+        print(f"ended by SIGTERM: {preempted}; run the same command to go on", file=sys.stderr)
+        sys.exit(RUN_AGAIN)
+
+
+if __name__ == "__main__":
+    run()

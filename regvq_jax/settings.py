@@ -1,0 +1,96 @@
+"""From groups of a config to typed settings, with every name checked."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from regvq_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+def did_you_mean(name: str, valid: list[str]) -> str:
+    """' Did you mean "x"? Valid: x, y.', the nearest valid name first if one is near."""
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    question = f' Did you mean "{near[0]}"?' if near else ""
+    return f"{question} Valid: {', '.join(valid)}."
+
+
+def choose(table: Mapping[str, T], name: str, field: str) -> T:
+    """`table[name]`, or a UserError that names the config's field and the nearest valid name."""
+    if name not in table:
+        raise UserError(f'config.{field}="{name}" is unknown.{did_you_mean(name, list(table))}')
+    return table[name]
+
+
+def from_config(cls: type[T], group: Mapping[str, Any], field: str) -> T:
+    """A dataclass made from a config group with the same names.
+
+    Args:
+        cls: the dataclass; fields without a default are required.
+        group: the group's values; lists become tuples.
+        field: the group's name in the config, for messages.
+
+    Raises:
+        UserError: a name that `cls` does not have, or a required one that is missing.
+    """
+    # "parent" and "name" are Linen's own, not settings of a module.
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in ("parent", "name")}
+    for name in group:
+        if name not in fields:
+            raise UserError(f"config.{field}.{name} is unknown.{did_you_mean(name, list(fields))}")
+    for name, spec in fields.items():
+        no_default = spec.default is spec.default_factory is dataclasses.MISSING
+        if no_default and name not in group:
+            raise UserError(f"config.{field}.{name} is missing; it has no default.")
+    return cls(**{name: tuple(x) if isinstance(x, list) else x for name, x in group.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """A config's `data` group.
+
+    Attributes:
+        source: see `data.sources.make_source`.
+        image_size: side of the square images in pixels.
+        random_crop: random instead of centre crops in training.
+        flip: random mirroring in training; never of pictures whose caption says left or right.
+        upscale: accept images smaller than `image_size` and enlarge them.
+        num_threads: reading ahead in this process.
+        num_workers: worker processes that read ahead; 0 = none. No choice changes what is read.
+    """
+
+    source: str
+    image_size: int
+    random_crop: bool = True
+    flip: bool = False
+    upscale: bool = False
+    num_threads: int = 2
+    num_workers: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """A config's `train` group, the same for every trainer.
+
+    Attributes:
+        batch_size: global, over all devices and processes.
+        total_steps: updates in the whole training.
+        log_every_steps: how often numbers leave the device; also how late a NaN is noticed.
+        checkpoint_every_steps: at most this much is lost by a kill.
+        accumulation_slices: gradients are averaged over this many parts of the batch, one in memory at a time.
+        ema_decay: of the averaged parameters that are evaluated and kept.
+    """
+
+    batch_size: int
+    total_steps: int
+    log_every_steps: int = 50
+    checkpoint_every_steps: int = 500
+    accumulation_slices: int = 1
+    ema_decay: float = 0.999
+
+    def __post_init__(self):
+        for name in ("total_steps", "log_every_steps", "checkpoint_every_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")

@@ -1,0 +1,173 @@
+"""The stages of a run, each of which starts from what the one before left in the workdir."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from regvq_jax import loop, sharding
+from regvq_jax.data.pipeline import stack_elements
+from regvq_jax.data.ranges import to_unit_range
+from regvq_jax.data.tokens import TokenMeta, write_tokens
+from regvq_jax.data.transforms import resize_and_crop
+from regvq_jax.errors import UserError
+from regvq_jax.evaluate.report import write_report
+from regvq_jax.models.tokenizer import ImageTokenizer
+from regvq_jax.progress import Progress
+from regvq_jax.settings import choose
+from regvq_jax.trained import load_tokenizer
+from regvq_jax.trainers import build
+
+PyTree = Any
+log = logging.getLogger("regvq_jax")
+
+
+def run(
+    config: ConfigDict,
+    workdir: Path,
+    mesh: jax.sharding.Mesh,
+    chosen: tuple[str, ...],
+    profile_steps: tuple[int, int] = (0, 0),
+) -> None:
+    """Runs the chosen stages in order; a finished one is not run again.
+
+    Args:
+        config: of the run.
+        workdir: from `workdir.open_workdir`.
+        mesh: of all devices.
+        chosen: names in `STAGES`.
+        profile_steps: see `loop.train`.
+
+    Raises:
+        UserError: an unknown stage, or one whose predecessor is missing.
+    """
+    stage_fns = [choose(STAGES, name, "stages") for name in chosen]
+    for stage_fn in stage_fns:
+        stage_fn(config, workdir, mesh, profile_steps)
+
+
+def run_tokenizer(config, workdir, mesh, profile_steps) -> None:
+    """Stage one: images to a tokenizer in workdir/tokenizer."""
+    run_training(
+        lambda: build.make_tokenizer_trainer(config), workdir / "tokenizer", mesh, profile_steps
+    )
+
+
+def run_tokens(config, workdir, mesh, profile_steps) -> None:
+    """Encodes the train and held-out images once, with best-matching codes, into workdir/tokens."""
+    del mesh, profile_steps
+    require_finished(workdir, "tokenizer")
+    model, params = load_tokenizer(config, workdir)
+    if jax.process_index() == 0:
+        for split, limit in (("train", config.tokens.max_train_examples), ("heldout", None)):
+            cache_tokens(config, workdir / "tokens" / split, split, limit, model, params)
+    multihost_utils.sync_global_devices("tokens")
+
+
+def cache_tokens(
+    config: ConfigDict,
+    directory: Path,
+    split: str,
+    limit: int | None,
+    model: ImageTokenizer,
+    params: PyTree,
+) -> None:
+    """Writes the token cache of one split, on this process's devices; keeps the shards that are complete.
+
+    Args:
+        config: of the run.
+        directory: of the cache.
+        split: "train" or "heldout".
+        limit: at most so many images, the first of the source; None = all.
+        model: the tokenizer network.
+        params: its parameters.
+    """
+    source = build.open_source(config, split)
+    num_examples = len(source) if limit is None else min(limit, len(source))
+    side = config.data.image_size // model.downsampling
+    meta = TokenMeta(
+        codebook_size=model.codebook_size,
+        grid=(side, side),
+        tokenizer_hash=build.hash_params(params),
+        data_fingerprint=source.fingerprint,
+        split=split,
+        num_examples=num_examples,
+        has_text=source.has_text,
+    )
+    mesh = sharding.make_mesh(devices=jax.local_devices())
+    batch_size = -(-config.tokens.batch_size // mesh.size) * mesh.size
+    crop = partial(resize_and_crop, size=config.data.image_size)
+    encode = jax.jit(partial(best_codes, model), out_shardings=sharding.replicated(mesh))
+    params = jax.device_put(params, sharding.replicated(mesh))
+    progress = Progress(f"tokens {split}", num_examples, unit="images")
+
+    def examples(start: int, stop: int):
+        """(codes, captions) of the images start to stop - 1, in order."""
+        images = grain.MapDataset.range(start, stop).map(lambda index: crop(source[index]))
+        read = grain.ReadOptions(num_threads=config.data.num_threads)
+        for elements in images.batch(batch_size, batch_fn=list).to_iter_dataset(read):
+            padding = [elements[-1]] * (batch_size - len(elements))
+            batch = sharding.put_batch(stack_elements(elements + padding), mesh)
+            codes = np.asarray(encode(params, batch["image"]))
+            for element, grid in zip(elements, codes, strict=False):
+                yield grid, element.get("texts", (element["text"],) if source.has_text else ())
+            start += len(elements)
+            progress.update(start)
+
+    write_tokens(directory, meta, examples, config.tokens.shard_size)
+    progress.close()
+
+
+def best_codes(model: ImageTokenizer, params: PyTree, images: jax.Array) -> jax.Array:
+    """uint8 [B, H, W, 3] to the best-matching codes, int32 [B, h, w]."""
+    logits = model.apply({"params": params}, to_unit_range(images), method="encode")
+    return jnp.argmax(logits, -1).astype(jnp.int32)
+
+
+def run_prior(config, workdir, mesh, profile_steps) -> None:
+    """Stage two: tokens to a prior in workdir/prior."""
+    make = choose(build.PRIORS, config.prior.name, "prior.name")
+    require_finished(workdir, "tokenizer")
+    _, params = load_tokenizer(config, workdir)
+    run_training(
+        lambda: make(config, workdir / "tokens", params), workdir / "prior", mesh, profile_steps
+    )
+
+
+def run_report(config, workdir, mesh, profile_steps) -> None:
+    """Gathers what the other stages made: pictures, the table of figures, and where everything lies."""
+    del config, mesh, profile_steps
+    write_report(workdir)
+
+
+STAGES: dict[str, Callable] = {
+    "tokenizer": run_tokenizer,
+    "tokens": run_tokens,
+    "prior": run_prior,
+    "report": run_report,
+}
+
+
+def run_training(make_trainer: Callable[[], Any], directory: Path, mesh, profile_steps) -> None:
+    """Trains unless the directory holds a finished training."""
+    if loop.read_result(directory) is not None:
+        log.info("%s is done already", directory.name)
+        return
+    loop.train(make_trainer(), directory, mesh, profile_steps)
+
+
+def require_finished(workdir: Path, stage: str) -> None:
+    """Raises UserError unless a training stage of this workdir is finished."""
+    if loop.read_result(workdir / stage) is None:
+        raise UserError(
+            f'The stage "{stage}" of {workdir} is not finished, and this stage starts from its result; '
+            f"run it first (--stage={stage}, or no --stage at all)."
+        )

@@ -1,0 +1,1 @@
+"""What differs by stage: each trainer knows its config, its state, its step and its evaluations."""

@@ -1,0 +1,82 @@
+"""A run's directory: whose it is, and where things lie in it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from regvq_jax.errors import UserError
+from regvq_jax.files import check_writable, read_json, write_json_atomic
+
+MISSING = "(absent)"
+# Where and how fast a run goes, not what it computes: these may differ when it goes on.
+FREE_FIELDS = ("mesh.", "data.num_threads", "data.num_workers", "stages")
+
+
+def open_workdir(path: str, config: ConfigDict) -> Path:
+    """Takes a directory for a run with `config`, new or the same as before.
+
+    Args:
+        path: made if it does not exist.
+        config: written to config.json on the first start, compared with it afterwards.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        UserError: it belongs to a run with another config (nothing is touched), or cannot be written to.
+    """
+    directory = Path(path).expanduser().absolute()
+    record = directory / "config.json"
+    wanted = flatten(json.loads(config.to_json_best_effort()))
+    if record.exists():
+        found = flatten(read_json(record))
+        differing = [
+            f"{name} ({found.get(name, MISSING)} there, {wanted.get(name, MISSING)} now)"
+            for name in sorted(found.keys() | wanted.keys())
+            if found.get(name, MISSING) != wanted.get(name, MISSING)
+            and not name.startswith(FREE_FIELDS)
+        ]
+        if differing:
+            shown = ", ".join(differing[:8]) + (", ..." if len(differing) > 8 else "")
+            raise UserError(
+                f"{directory} belongs to a run with another config, and nothing in it was touched; "
+                f"{len(differing)} field(s) differ: {shown}; use another --workdir or the old config."
+            )
+        check_writable(directory)
+    else:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"The workdir {directory} cannot be made ({error.strerror}); choose another --workdir."
+            ) from error
+        check_writable(directory)
+        write_json_atomic(record, json.loads(config.to_json_best_effort()))
+    return directory
+
+
+def load_config(directory: Path) -> ConfigDict:
+    """The config of the run in `directory`.
+
+    Raises:
+        UserError: there is none.
+    """
+    record = directory / "config.json"
+    if not record.exists():
+        raise UserError(
+            f"{directory} has no config.json: it is not the workdir of a run; give the directory that "
+            "--workdir named."
+        )
+    return ConfigDict(read_json(record))
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted names."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{prefix}.{name}" if prefix else name)
+    return flat

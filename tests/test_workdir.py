@@ -1,0 +1,48 @@
+import json
+import os
+
+import pytest
+
+from regvq_jax.errors import UserError
+from regvq_jax.workdir import load_config, open_workdir
+
+
+def test_a_workdir_remembers_its_config(tmp_path, tiny_config):
+    directory = open_workdir(str(tmp_path / "a" / "run"), tiny_config)
+    assert open_workdir(str(directory), tiny_config) == directory
+    loaded = load_config(directory)
+    assert loaded.model.codebook_size == tiny_config.model.codebook_size
+    assert tuple(loaded.model.multipliers) == tuple(tiny_config.model.multipliers)
+
+
+def test_another_config_is_refused_and_nothing_is_touched(tmp_path, tiny_config):
+    directory = open_workdir(str(tmp_path / "run"), tiny_config)
+    before = {p: p.stat().st_mtime_ns for p in directory.rglob("*")}
+    tiny_config.optim.lr = 0.5
+    tiny_config.model.channels = 12
+    with pytest.raises(UserError, match=r"2 field\(s\) differ: model.channels \(8 there, 12 now\), optim.lr"):
+        open_workdir(str(directory), tiny_config)
+    assert before == {p: p.stat().st_mtime_ns for p in directory.rglob("*")}
+
+
+def test_where_a_run_goes_may_change(tmp_path, tiny_config):
+    directory = open_workdir(str(tmp_path / "run"), tiny_config)
+    tiny_config.mesh.fsdp = 2
+    tiny_config.data.num_threads = 7
+    assert open_workdir(str(directory), tiny_config) == directory
+    assert json.loads((directory / "config.json").read_text())["mesh"]["fsdp"] == 1
+
+
+def test_a_directory_of_something_else(tmp_path, tiny_config):
+    with pytest.raises(UserError, match="no config.json"):
+        load_config(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        open_workdir(str(tmp_path / "file" / "run"), tiny_config)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission(tmp_path, tiny_config):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="(?i)permission"):
+        open_workdir(str(tmp_path / "run"), tiny_config)
