@@ -2,12 +2,14 @@
 
     python -m regvq_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Scenes of one or two emoji at 32 px become 8x8 tokens of 256 codes; a small masked transformer then draws
-from captions. Choices after a colon: `:tiny` is the same road in seconds, for tests; it learns nothing.
+Emoji on coloured grounds at 32 px become 8x8 tokens of 256 codes; a small masked transformer then
+draws from captions. Choices after a colon: `:tiny` is the same road in seconds, for tests; it
+learns nothing.
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -19,7 +21,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.mesh = dict(data=-1, fsdp=1)
 
     config.data = dict(
-        source="emoji-scenes:2",
+        source="emoji-grounds",
         image_size=32,
         random_crop=False,
         flip=False,
@@ -33,7 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         codebook_size=256,
         code_dim=32,
         channels=16,
-        multipliers=(1, 2, 4),
+        multipliers=(1, 2, 2),
         num_res_blocks=1,
         attention_levels=(),
         middle_attention=True,
@@ -46,15 +48,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.loss = dict(
         l1_weight=1.0,
         perceptual_weight=0.2,
-        prior_kl_weight=0.01,
+        prior_kl_weight=0.006,
         prior_kl_scope="batch",
         cl_weight=0.0,
         pcl_weight=0.05,
         contrastive_temperature=0.07,
-        contrastive_places=256,
+        contrastive_places=64,
         adversarial_weight=0.1,
-        adversarial_start_step=1600,
-        adversarial_ramp_steps=200,
+        adversarial_start_step=900,
+        adversarial_ramp_steps=50,
     )
     config.optim = dict(
         lr=1e-3,
@@ -68,24 +70,24 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.train = dict(
         batch_size=16,
-        total_steps=2000,
-        log_every_steps=50,
-        checkpoint_every_steps=250,
+        total_steps=1000,
+        log_every_steps=25,
+        checkpoint_every_steps=125,
         accumulation_slices=1,
         ema_decay=0.995,
     )
-    config.evals = dict(reconstruction=dict(every_steps=500, num_shown=32))
+    config.evals = dict(reconstruction=dict(every_steps=250, num_shown=32))
 
     # Stage two: the prior over the tokens of 16,384 scenes.
     config.tokens = dict(max_train_examples=16384, batch_size=64, shard_size=4096)
     config.prior = dict(
         name="masked",
         model=dict(
-            dim=128,
+            dim=96,
             depth=4,
             num_heads=4,
             mlp_ratio=4,
-            dropout=0.1,
+            dropout=0.0,
             text_length=24,
             text_depth=1,
             text_embed_dim=64,
@@ -105,21 +107,36 @@ def get_config(arg: str | None = None) -> ConfigDict:
         ),
         train=dict(
             batch_size=32,
-            total_steps=1000,
-            log_every_steps=50,
-            checkpoint_every_steps=250,
+            total_steps=900,
+            log_every_steps=25,
+            checkpoint_every_steps=150,
             accumulation_slices=1,
             ema_decay=0.995,
         ),
         evals=dict(
-            prior_loss=dict(every_steps=250, num_masks=2),
-            samples=dict(every_steps=500),
+            prior_loss=dict(every_steps=300, num_masks=1),
+            samples=dict(every_steps=300),
         ),
     )
     config.sample = dict(
         captions=(
             "a red heart on a white background",
-            "a red heart on a blue background",
+            "a red heart on a dark blue background",
+            "a red heart on a yellow background",
+            "a blue heart on a white background",
+            "a grinning face on a light blue background",
+            "a grinning face on a dark blue background",
+            "a pizza on a light green background",
+            "a soccer ball on an orange background",
+            "a frog on a pink background",
+            "a panda on a beige background",
+            "a sunflower on a light purple background",
+            "a red apple on a light grey background",
+            # Pictures that no training saw:
+            "a carrot on a white background",
+            "a tiger, wild, cat, on a light green background",
+            "a rocket on a dark blue background",
+            "a winking face on a light blue background",
         ),
         steps=12,
         temperature=1.0,
@@ -142,7 +159,7 @@ def make_tiny(config: ConfigDict) -> None:
     config.train.update(batch_size=8, total_steps=8, log_every_steps=2, checkpoint_every_steps=4)
     config.evals.reconstruction.every_steps = 4
     config.tokens.update(max_train_examples=64, batch_size=32, shard_size=32)
-    config.prior.model.update(dim=32, depth=1, num_heads=2, text_embed_dim=8)
+    config.prior.model.update(dim=32, depth=1, num_heads=2, text_depth=1, text_embed_dim=8)
     config.prior.optim.warmup_steps = 2
     config.prior.train.update(batch_size=8, total_steps=8, log_every_steps=2, checkpoint_every_steps=4)
     config.prior.evals.prior_loss.every_steps = 4

@@ -103,9 +103,7 @@ class Tokenizer:
 class Prior:
     """A trained prior with the tokenizer whose tokens it draws."""
 
-    def __init__(
-        self, model: PriorNet, params: PyTree, tokenizer: Tokenizer, settings: SampleSettings
-    ):
+    def __init__(self, model: PriorNet, params: PyTree, tokenizer: Tokenizer, settings: SampleSettings):
         self.tokenizer = tokenizer
         self._model, self._params, self._settings = model, params, settings
         self._sample = jax.jit(partial(sample_tokens, model), static_argnums=0)

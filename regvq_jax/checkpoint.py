@@ -100,9 +100,7 @@ class Checkpoints:
         with self._report_save_errors():
             return self._manager.save(
                 step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(dict(meta))
-                ),
+                args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(dict(meta))),
                 metrics={name: float(value) for name, value in (metrics or {}).items()},
                 force=True,  # whatever the step, also one below the latest
             )

@@ -86,9 +86,7 @@ def read_json(path: epath.PathLike) -> Any:
     except OSError as error:
         raise UserError(f"Cannot read {os.fspath(path)}: {error.strerror or error}.") from error
     except ValueError as error:
-        raise UserError(
-            f"{os.fspath(path)} is not valid JSON ({error}); restore or delete it."
-        ) from error
+        raise UserError(f"{os.fspath(path)} is not valid JSON ({error}); restore or delete it.") from error
 
 
 def check_writable(directory: epath.PathLike) -> None:

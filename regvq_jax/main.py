@@ -10,7 +10,7 @@ Exit codes: 0 done, 2 a mistake in the input (one sentence says which), 42 ended
 run the same command again.
 """
 
-import importlib.util
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -21,6 +21,7 @@ from ml_collections import config_flags
 
 from regvq_jax import sharding, stages
 from regvq_jax.errors import UserError
+from regvq_jax.host_memory import keep_freed_memory
 from regvq_jax.loop import Preempted
 from regvq_jax.progress import setup_logging
 from regvq_jax.workdir import open_workdir
@@ -42,6 +43,11 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _PROFILE = flags.DEFINE_list(
     "profile", ["0", "0"], "FIRST,COUNT: traces COUNT steps of each training from step FIRST on."
 )
+flags.register_validator(
+    _PROFILE,
+    lambda value: len(value) == 2 and all(part.isdigit() for part in value),
+    message="must be two whole numbers, such as --profile=20,5",
+)
 
 
 def main(argv: list[str]) -> int:
@@ -49,6 +55,7 @@ def main(argv: list[str]) -> int:
     del argv
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
+        setup_logging(process_index=jax.process_index())
     if _COMPILATION_CACHE.value:
         cache = Path(_COMPILATION_CACHE.value).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -69,9 +76,9 @@ def parse_flags(argv: list[str]) -> list[str]:
         check_config_file(argv)
     try:
         rest = flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
+    except AttributeError as error:
         # ml_collections names the field and the nearest valid one.
-        raise UserError("Unknown config field: " + " ".join(str(error).strip("'\"").split())) from error
+        raise UserError("The config has no " + " ".join(str(error).strip("'\"").split())) from error
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from error
     if len(rest) > 1:
@@ -82,8 +89,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def check_config_file(argv: list[str]) -> None:
-    """Raises UserError unless --config names a file with get_config; makes the file's neighbours importable."""
+    """Raises UserError unless --config names a file; makes the file's neighbours importable."""
     values = [arg.partition("=")[2] for arg in argv if arg.startswith(("--config=", "-config="))]
+    values += [value for flag, value in itertools.pairwise(argv) if flag in ("--config", "-config")]
     if not values:
         raise UserError("--config is missing: name a config file, such as --config=configs/quickstart.py.")
     path = Path(values[-1].partition(":")[0])
@@ -92,16 +100,12 @@ def check_config_file(argv: list[str]) -> None:
         raise UserError(f"The config file {path} does not exist; here there are: {near}.")
     # Configs import their shared blocks as `from configs import common`, wherever the call is made from.
     sys.path.append(str(path.resolve().parent.parent))
-    spec = importlib.util.spec_from_file_location("checked_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"The config file {path} has no function get_config().")
 
 
 def run() -> None:
     """The entry point: mistakes of the user end in one sentence, others keep their traceback."""
     setup_logging()
+    keep_freed_memory()
     try:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:

@@ -70,9 +70,7 @@ def average(metrics: Sequence[Mapping[str, Scalar]]) -> dict[str, float]:
     return {name: float(np.mean(parts)) for name, parts in values.items()}
 
 
-def first_nonfinite(
-    metrics: Sequence[Mapping[str, Scalar]], start_step: int
-) -> tuple[int, str] | None:
+def first_nonfinite(metrics: Sequence[Mapping[str, Scalar]], start_step: int) -> tuple[int, str] | None:
     """The first step with a NaN or infinity, and the name of the metric, or None.
 
     Args:

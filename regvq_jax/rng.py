@@ -1,4 +1,4 @@
-"""Random keys as a pure function of (seed, name, step), so that a resumed run draws what an unbroken one draws."""
+"""Random keys as a function of (seed, name, step): a resumed run draws what an unbroken one draws."""
 
 import zlib
 

@@ -79,7 +79,7 @@ class TrainSettings:
         total_steps: updates in the whole training.
         log_every_steps: how often numbers leave the device; also how late a NaN is noticed.
         checkpoint_every_steps: at most this much is lost by a kill.
-        accumulation_slices: gradients are averaged over this many parts of the batch, one in memory at a time.
+        accumulation_slices: gradients are averaged over this many parts of the batch, one after another.
         ema_decay: of the averaged parameters that are evaluated and kept.
     """
 

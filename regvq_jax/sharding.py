@@ -92,6 +92,4 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
         mesh: as from `make_mesh`.
     """
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()
-    }
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

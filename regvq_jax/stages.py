@@ -56,9 +56,7 @@ def run(
 
 def run_tokenizer(config, workdir, mesh, profile_steps) -> None:
     """Stage one: images to a tokenizer in workdir/tokenizer."""
-    run_training(
-        lambda: build.make_tokenizer_trainer(config), workdir / "tokenizer", mesh, profile_steps
-    )
+    run_training(lambda: build.make_tokenizer_trainer(config), workdir / "tokenizer", mesh, profile_steps)
 
 
 def run_tokens(config, workdir, mesh, profile_steps) -> None:
@@ -137,9 +135,7 @@ def run_prior(config, workdir, mesh, profile_steps) -> None:
     make = choose(build.PRIORS, config.prior.name, "prior.name")
     require_finished(workdir, "tokenizer")
     _, params = load_tokenizer(config, workdir)
-    run_training(
-        lambda: make(config, workdir / "tokens", params), workdir / "prior", mesh, profile_steps
-    )
+    run_training(lambda: make(config, workdir / "tokens", params), workdir / "prior", mesh, profile_steps)
 
 
 def run_report(config, workdir, mesh, profile_steps) -> None:

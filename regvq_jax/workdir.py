@@ -35,8 +35,7 @@ def open_workdir(path: str, config: ConfigDict) -> Path:
         differing = [
             f"{name} ({found.get(name, MISSING)} there, {wanted.get(name, MISSING)} now)"
             for name in sorted(found.keys() | wanted.keys())
-            if found.get(name, MISSING) != wanted.get(name, MISSING)
-            and not name.startswith(FREE_FIELDS)
+            if found.get(name, MISSING) != wanted.get(name, MISSING) and not name.startswith(FREE_FIELDS)
         ]
         if differing:
             shown = ", ".join(differing[:8]) + (", ..." if len(differing) > 8 else "")

@@ -30,3 +30,43 @@ def one_device_mesh():
     from regvq_jax import sharding
 
     return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+def run_main(*args: str, **kwargs):
+    """`python -m regvq_jax.main ARGS` on one device, from the project's root."""
+    import subprocess
+    import sys
+
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "regvq_jax.main", *args],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        **kwargs,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """(workdir, output) of one whole run of the quickstart's tiny form."""
+    workdir = tmp_path_factory.mktemp("tiny") / "run"
+    done = run_main("--config=configs/quickstart.py:tiny", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """Forty small photographs of noise, without captions."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        pixels = rng.integers(0, 256, (40, 36 + i % 5, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:03d}.png")
+    return folder

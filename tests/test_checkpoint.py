@@ -108,9 +108,7 @@ def test_restores_one_sub_tree(tmp_path):
     kernel = {"conv": {"kernel": jax.ShapeDtypeStruct((3, 4), jnp.bfloat16)}}
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         averaged = checkpoints.restore_params({"tokenizer": kernel})
-        params = checkpoints.restore_params(
-            abstract(state.params["tokenizer"]), key=("params", "tokenizer")
-        )
+        params = checkpoints.restore_params(abstract(state.params["tokenizer"]), key=("params", "tokenizer"))
         with pytest.raises(UserError, match=r"ema/prior/w float32\[2\] is not in"):
             checkpoints.restore_params({"prior": {"w": jax.ShapeDtypeStruct((2,), jnp.float32)}})
     # Without a sharding: numpy, cast to the wanted dtype.

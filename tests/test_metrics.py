@@ -226,9 +226,7 @@ def test_content_without_tensorflow(written):
 
 
 def test_tensorboard_reads_one_curve(written):
-    accumulator = pytest.importorskip(
-        "tensorboard.backend.event_processing.plugin_event_accumulator"
-    )
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.plugin_event_accumulator")
     from tensorboard.util import tensor_util
 
     events = accumulator.EventAccumulator(str(written[1]))

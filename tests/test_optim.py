@@ -32,7 +32,10 @@ def test_bad_settings(settings, words):
 
 def test_decay_touches_kernels_only():
     settings = OptimSettings(lr=1.0, schedule="constant", weight_decay=0.1)
-    params = {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((2, 2))}, "codebook": jnp.ones((2, 2))}
+    params = {
+        "dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((2, 2))},
+        "codebook": jnp.ones((2, 2)),
+    }
     optimizer = make_optimizer(settings, 10)
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)

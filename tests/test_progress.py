@@ -64,9 +64,7 @@ def test_last_line_tells_the_whole_time():
 
 def test_eta_after_a_resume_comes_from_this_process():
     clock = Clock()
-    progress = Progress(
-        "x", 1000, start=900, seconds_before=9000.0, console=make_console(), clock=clock
-    )
+    progress = Progress("x", 1000, start=900, seconds_before=9000.0, console=make_console(), clock=clock)
     assert progress.eta is None
     clock.now += 30.0  # the first step is slow
     progress.update(901)

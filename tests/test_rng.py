@@ -3,7 +3,6 @@ import numpy as np
 
 from regvq_jax import rng
 
-
 QUANTIZER_KEY = [1947217677, 1737973998]
 
 
@@ -14,7 +13,11 @@ def draw(key):
 def test_a_draw_is_a_function_of_seed_name_and_step():
     first = draw(rng.step_key(0, "quantizer", 3))
     np.testing.assert_array_equal(first, draw(rng.step_key(0, "quantizer", 3)))
-    for other in (rng.step_key(1, "quantizer", 3), rng.step_key(0, "mask", 3), rng.step_key(0, "quantizer", 4)):
+    for other in (
+        rng.step_key(1, "quantizer", 3),
+        rng.step_key(0, "mask", 3),
+        rng.step_key(0, "quantizer", 4),
+    ):
         assert not np.array_equal(first, draw(other))
 
 

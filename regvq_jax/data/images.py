@@ -127,8 +127,7 @@ def _integers_to_rgb(image: Image.Image, name: str) -> np.ndarray:
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
         raise ImageError(
-            f"Image {name} has integers from {values.min()} to {values.max()}: convert it to 8 or "
-            f"16 bits."
+            f"Image {name} has integers from {values.min()} to {values.max()}: convert it to 8 or 16 bits."
         )
     # 65535 / 255 = 257, and half of it rounds to nearest; Pillow's own convert would clip at 255.
     grey = ((values.astype(np.int32) + 128) // 257).astype(np.uint8)

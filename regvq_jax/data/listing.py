@@ -60,10 +60,7 @@ def heldout_paths(paths: Sequence[str]) -> frozenset[str]:
     Returns:
         The held-out ones.
     """
-    ranks = {
-        path: int.from_bytes(hashlib.sha256(os.fsencode(path)).digest()[:8], "big")
-        for path in paths
-    }
+    ranks = {path: int.from_bytes(hashlib.sha256(os.fsencode(path)).digest()[:8], "big") for path in paths}
     count = sum(rank < _HELDOUT_SHARE * 2.0**64 for rank in ranks.values())
     count = min(max(count, 1), len(paths) - 1)
     return frozenset(sorted(paths, key=ranks.__getitem__)[:count])
@@ -190,9 +187,7 @@ def _extension(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
 
-def _raise_skipped(
-    root: str, total: int, minimum: int, problems: dict[str, tuple[str, str]]
-) -> None:
+def _raise_skipped(root: str, total: int, minimum: int, problems: dict[str, tuple[str, str]]) -> None:
     small = [path for path, (kind, _) in problems.items() if kind == "small"]
     unreadable = [path for path, (kind, _) in problems.items() if kind == "unreadable"]
     parts, remedies = [], []

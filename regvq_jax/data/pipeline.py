@@ -113,9 +113,7 @@ def evaluation_batches(
     if len(source) == 0:
         raise UserError(f"Data source {source.name!r} is empty: there is nothing to evaluate on.")
     padded = -(-len(source) // batch_size) * batch_size
-    element_fn = functools.partial(
-        _evaluation_element, source=source, transform_fns=tuple(transform_fns)
-    )
+    element_fn = functools.partial(_evaluation_element, source=source, transform_fns=tuple(transform_fns))
     indices = grain.MapDataset.range(process_index, padded, process_count)
     batches = indices.map(element_fn).batch(local_size, batch_fn=stack_elements)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
@@ -143,9 +141,7 @@ def _apply(
     return element
 
 
-def _evaluation_element(
-    index: int, *, source: Source, transform_fns: tuple[Transform, ...]
-) -> Element:
+def _evaluation_element(index: int, *, source: Source, transform_fns: tuple[Transform, ...]) -> Element:
     element = _apply(source[min(index, len(source) - 1)], None, transform_fns=transform_fns)
     return {**element, "valid": np.bool_(index < len(source))}
 

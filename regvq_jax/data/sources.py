@@ -42,7 +42,7 @@ def make_source(spec: str, *, split: Split, image_size: int, upscale: bool = Fal
     """Opens the data that a config names.
 
     Args:
-        spec: "emoji", "emoji-scenes", "emoji-scenes:M" (at most M objects) or "folder:PATH".
+        spec: "emoji", "emoji-grounds", "emoji-scenes", "emoji-scenes:M" (at most M objects) or "folder:PATH".
         split: "train" or "heldout".
         image_size: side of the square crop that the pictures are meant for.
         upscale: let images through that are smaller than `image_size`.
@@ -76,6 +76,14 @@ def _emoji(argument: str | None, *, split: Split, image_size: int, upscale: bool
     return EmojiPictures(split, image_size)
 
 
+def _emoji_grounds(argument: str | None, *, split: Split, image_size: int, upscale: bool) -> Source:
+    from regvq_jax.data.emoji.sources import EmojiGrounds
+
+    if argument is not None:
+        raise UserError(f"Data source 'emoji-grounds' takes no argument, got {argument!r}.")
+    return EmojiGrounds(split, image_size)
+
+
 def _emoji_scenes(argument: str | None, *, split: Split, image_size: int, upscale: bool) -> Source:
     from regvq_jax.data.emoji.sources import EmojiScenes
 
@@ -95,5 +103,5 @@ def _folder(argument: str | None, *, split: Split, image_size: int, upscale: boo
     return FolderSource(os.path.expanduser(argument), split, image_size, upscale=upscale)
 
 
-SOURCES = {"emoji": _emoji, "emoji-scenes": _emoji_scenes, "folder": _folder}
-SOURCES_HELP = ("'emoji'", "'emoji-scenes'", "'emoji-scenes:M'", "'folder:PATH'")
+SOURCES = {"emoji": _emoji, "emoji-grounds": _emoji_grounds, "emoji-scenes": _emoji_scenes, "folder": _folder}
+SOURCES_HELP = ("'emoji'", "'emoji-grounds'", "'emoji-scenes'", "'emoji-scenes:M'", "'folder:PATH'")

@@ -65,8 +65,7 @@ def read_meta(directory: str | os.PathLike) -> TokenMeta:
             return TokenMeta(**values)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
-            f"{directory} has no finished token cache ({META_NAME} is missing): run the token "
-            f"stage."
+            f"{directory} has no finished token cache ({META_NAME} is missing): run the token stage."
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -84,9 +84,7 @@ def encode_text(
     return result
 
 
-def keep(
-    element: Element, rng: np.random.Generator | None = None, *, names: Sequence[str]
-) -> Element:
+def keep(element: Element, rng: np.random.Generator | None = None, *, names: Sequence[str]) -> Element:
     """Leaves out every entry of the element that is not in `names`."""
     return {name: element[name] for name in names}
 

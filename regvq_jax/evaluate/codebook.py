@@ -5,9 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def count_codes(
-    codes: jax.Array, codebook_size: int, valid: jax.Array | None = None
-) -> jax.Array:
+def count_codes(codes: jax.Array, codebook_size: int, valid: jax.Array | None = None) -> jax.Array:
     """How often each code occurs.
 
     Args:

@@ -43,7 +43,7 @@ class MaskedLoss:
         return jax.jit(partial(batch_sums, self.model, self.schedule_fn))
 
     def __call__(self, ema: dict[str, PyTree], frozen: PyTree, mesh: jax.sharding.Mesh) -> Evaluation:
-        """Metrics `eval/prior/loss` and, for a conditional model, `eval/prior/loss_shuffled_text`, in nats."""
+        """Metrics `eval/prior/loss` and, where conditional, `eval/prior/loss_shuffled_text`, in nats."""
         sums = {name: 0.0 for name in ("tokens", "loss", "loss_shuffled_text")}
         for index, batch in enumerate(self.batches()):
             device_batch = sharding.put_batch(batch, mesh)
@@ -77,9 +77,7 @@ def batch_sums(
         the caption of the row before (for a conditional model).
     """
     tokens = batch["tokens"]
-    corrupted, is_masked = masked.corrupt(
-        key, tokens, mask_id=model.mask_id, schedule_fn=schedule_fn
-    )
+    corrupted, is_masked = masked.corrupt(key, tokens, mask_id=model.mask_id, schedule_fn=schedule_fn)
     counts = is_masked & batch["valid"][:, None]
 
     def loss_with(*text):

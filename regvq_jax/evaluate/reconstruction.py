@@ -63,9 +63,7 @@ class Reconstruction:
         totals, shown = None, []
         for batch in self.batches():
             images = batch["image"]
-            sums, reconstructions = self._evaluate_batch(
-                ema["tokenizer"], sharding.put_batch(batch, mesh)
-            )
+            sums, reconstructions = self._evaluate_batch(ema["tokenizer"], sharding.put_batch(batch, mesh))
             sums = jax.device_get(sums)
             totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
             if sum(map(len, shown)) < self.num_shown:

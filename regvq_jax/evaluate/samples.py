@@ -28,14 +28,14 @@ class SampleSettings:
     """How to draw from a masked prior; a config's `sample` group. See `priors.masked.sample`.
 
     Attributes:
-        captions: what to draw for the sample sheet; for an unconditional model only their number counts.
+        captions: what to draw for the sample sheet; () takes the first 16 held-out captions.
         steps: calls of the network.
         temperature, choice_temperature: of codes and of their order.
         guidance: classifier-free guidance scale; 1 = none.
         schedule: of the masked fraction.
     """
 
-    captions: tuple[str, ...] = ("",) * 16
+    captions: tuple[str, ...] = ()
     steps: int = 12
     temperature: float = 1.0
     choice_temperature: float = 4.5

@@ -95,9 +95,7 @@ def captioned_sheet(
     for row, row_height in zip(rows, row_heights, strict=True):
         for column, index in enumerate(row):
             left = MARGIN + column * (cell_width + MARGIN)
-            sheet.paste(
-                _enlarge(images[index], scale), (left + (cell_width - scale * width) // 2, top)
-            )
+            sheet.paste(_enlarge(images[index], scale), (left + (cell_width - scale * width) // 2, top))
             for line, text in enumerate(wrapped[index]):
                 position = (left + cell_width // 2, top + scale * height + GAP + line * LINE_HEIGHT)
                 draw.text(position, text, INK, font, anchor="ma")

@@ -21,7 +21,7 @@ def normalize(features: jax.Array) -> jax.Array:
 
 
 def feature_distance(keys: Sequence[jax.Array], queries: Sequence[jax.Array]) -> jax.Array:
-    """Squared distance between unit-length features, summed over channels, mean over places, summed over taps.
+    """Squared distance between unit-length features: mean over places, summed over channels and taps.
 
     This is LPIPS with every linear weight at 1.
 

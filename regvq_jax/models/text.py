@@ -33,9 +33,7 @@ class TextEncoder(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, text: jax.Array, *, deterministic: bool = True
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, text: jax.Array, *, deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
         """Encodes rows of text ids.
 
         Args:

@@ -26,9 +26,7 @@ class Block(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, mask: jax.Array | None = None, deterministic: bool = True
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, deterministic: bool = True) -> jax.Array:
         """Maps float [B, S, dim] to the same shape.
 
         `mask` is bool, broadcastable to [B, heads, S, S] as [.., query, key]; True = the query sees
@@ -74,9 +72,7 @@ class Blocks(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, mask: jax.Array | None = None, deterministic: bool = True
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, deterministic: bool = True) -> jax.Array:
         """Maps float [B, S, dim] to [B, S, dim] in `dtype`; `mask` as in `Block`."""
         if x.shape[-1] % self.num_heads:
             raise ValueError(f"{self.num_heads} heads do not divide a width of {x.shape[-1]}")

@@ -37,9 +37,7 @@ def corrupt(
     return jnp.where(is_masked, mask_id, tokens), is_masked
 
 
-def cross_entropy(
-    logits: jax.Array, tokens: jax.Array, *, label_smoothing: float = 0.0
-) -> jax.Array:
+def cross_entropy(logits: jax.Array, tokens: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
     """Cross-entropy of each token against (1 - label_smoothing) * one_hot + label_smoothing / K.
 
     Args:

@@ -38,9 +38,7 @@ def regularized(
     return _assign(logits, noisy_logits, codebook, stochastic_mask, temperature)
 
 
-def deterministic(
-    logits: jax.Array, codebook: jax.Array, *, temperature: float = 1.0
-) -> QuantizeOutput:
+def deterministic(logits: jax.Array, codebook: jax.Array, *, temperature: float = 1.0) -> QuantizeOutput:
     """Takes the best-matching code everywhere: argmax forward, softmax backward.
 
     This is also how a trained tokenizer encodes. Args and result as in `regularized`.

@@ -166,9 +166,7 @@ def make_tokenizer_trainer(config: ConfigDict) -> TokenizerTrainer:
     )
 
 
-def make_prior_trainer(
-    config: ConfigDict, tokens_directory: Path, tokenizer_params: PyTree
-) -> MaskedTrainer:
+def make_prior_trainer(config: ConfigDict, tokens_directory: Path, tokenizer_params: PyTree) -> MaskedTrainer:
     """Stage two as `config.prior` describes it.
 
     Args:
@@ -211,10 +209,19 @@ def make_prior_trainer(
             tokenizer=make_image_tokenizer(config),
             batches=heldout_batches(heldout, transforms, train.batch_size),
             schedule_fn=choose(SCHEDULES, settings.schedule, "prior.masked.schedule"),
-            settings=from_config(SampleSettings, config.sample, "sample"),
+            settings=sample_settings(config, heldout),
             seed=config.seed,
         ),
     )
+
+
+def sample_settings(config: ConfigDict, heldout: TokenSource) -> SampleSettings:
+    """A config's `sample` group; without captions in it, those of the first 16 held-out images."""
+    settings = from_config(SampleSettings, config.sample, "sample")
+    if settings.captions:
+        return settings
+    captions = [heldout[i].get("text", "") for i in range(min(16, len(heldout)))]
+    return dataclasses.replace(settings, captions=tuple(captions))
 
 
 PRIORS = {"masked": make_prior_trainer}

@@ -92,9 +92,9 @@ class TokenizerTrainer:
         images = jnp.zeros((1, self.data.image_size, self.data.image_size, 3))
         params = {
             "tokenizer": self.model.init(rng.fold_in_name(key, "tokenizer"), images)["params"],
-            "discriminator": self.discriminator.init(
-                rng.fold_in_name(key, "discriminator"), images
-            )["params"],
+            "discriminator": self.discriminator.init(rng.fold_in_name(key, "discriminator"), images)[
+                "params"
+            ],
         }
         return init_state(params, self.optimizers, averaged=("tokenizer",))
 
@@ -122,9 +122,7 @@ class TokenizerTrainer:
         def slice_gradients(images, index):
             return self._gradients(state, images, frozen, jax.random.fold_in(key, index))
 
-        grads, metrics = optim.accumulate(
-            slice_gradients, batch["image"], self.train.accumulation_slices
-        )
+        grads, metrics = optim.accumulate(slice_gradients, batch["image"], self.train.accumulation_slices)
 
         params, opt_state = {}, {}
         for name, optimizer in self.optimizers.items():
@@ -139,9 +137,7 @@ class TokenizerTrainer:
                 partial(jnp.where, adversary_started), new["discriminator"], old["discriminator"]
             )
 
-        ema = update_ema(
-            state.ema["tokenizer"], params["tokenizer"], state.step, self.train.ema_decay
-        )
+        ema = update_ema(state.ema["tokenizer"], params["tokenizer"], state.step, self.train.ema_decay)
         metrics["optim/grad_norm"] = optax.global_norm(grads["tokenizer"])
         metrics["optim/discriminator_grad_norm"] = optax.global_norm(grads["discriminator"])
         new_state = state.replace(
@@ -150,7 +146,7 @@ class TokenizerTrainer:
         return new_state, metrics
 
     def _gradients(self, state, images, frozen, key):
-        """(gradients by network, metrics) for uint8 images [b, H, W, 3]; one decoder backward for all terms."""
+        """(gradients by network, metrics) for uint8 images; one decoder backward for all terms."""
         params = state.params["tokenizer"]
         images = to_unit_range(images)
 
@@ -216,9 +212,7 @@ class TokenizerTrainer:
 
         if weights["perceptual"] or weights["cl"] or weights["pcl"]:
             extract = partial(self.features.apply, {"params": frozen["features"]})
-            # One pass over both: the same filters, twice the batch.
-            both = extract(jnp.concatenate([images, reconstructions]))
-            keys, queries = zip(*(jnp.split(tap, 2) for tap in both), strict=True)
+            keys, queries = extract(images), extract(reconstructions)
             terms["perceptual"] = losses.feature_distance(keys, queries)
         if weights["cl"] or weights["pcl"]:
             terms |= self._contrastive_terms(keys, queries, perturbation, key, weights)

@@ -133,9 +133,7 @@ def test_metadata_wins_over_text_files(tmp_path):
     (tmp_path / "0001.txt").write_text("from text")
     rows = [f'{{"file_name": "{name}", "text": "from table"}}' for name in ("0001.png", "0002.png")]
     (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
-    texts = {
-        source._paths[i]: source[i]["text"] for source in both(tmp_path) for i in range(len(source))
-    }
+    texts = {source._paths[i]: source[i]["text"] for source in both(tmp_path) for i in range(len(source))}
     assert texts == {"0000.png": "from text", "0001.png": "from table", "0002.png": "from table"}
 
 

@@ -58,9 +58,7 @@ def test_palette_with_and_without_transparency(image_format):
     np.testing.assert_array_equal(read_image(clear), [[red, white, blue]])
 
 
-@pytest.mark.parametrize(
-    ("image_format", "dtype"), [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2")]
-)
+@pytest.mark.parametrize(("image_format", "dtype"), [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2")])
 def test_16_bit_is_scaled_not_clipped(image_format, dtype):
     values = np.array([[0, 128, 129, 257], [25700, 32896, 65406, 65535]], dtype)
     array = read_image(encoded(Image.fromarray(values), image_format))
@@ -112,9 +110,7 @@ def test_animation_gives_its_first_frame():
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     for image_format in ("GIF", "WEBP"):
         options = {"lossless": True} if image_format == "WEBP" else {}
-        content = encoded(
-            frames[0], image_format, save_all=True, append_images=frames[1:], **options
-        )
+        content = encoded(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
         np.testing.assert_array_equal(read_image(content)[0, 0], [255, 0, 0])
 
 

@@ -72,6 +72,4 @@ def test_bad_split_and_size(emoji_calls):
 
 
 def test_every_scheme_is_in_the_help():
-    assert {spec.strip("'").partition(":")[0] for spec in sources.SOURCES_HELP} == set(
-        sources.SOURCES
-    )
+    assert {spec.strip("'").partition(":")[0] for spec in sources.SOURCES_HELP} == set(sources.SOURCES)

@@ -54,9 +54,7 @@ def test_labels_are_not_mixed_and_stay_with_the_image():
     labels[10:30, 20:45] = 200
     image = np.repeat(labels[..., None], 3, -1)
     for rng in generators(20):
-        result = resize_and_crop(
-            {"image": image, "labels": labels}, rng, size=16, random=True, flip=True
-        )
+        result = resize_and_crop({"image": image, "labels": labels}, rng, size=16, random=True, flip=True)
         assert result["labels"].shape == (16, 16) and result["labels"].dtype == np.uint8
         assert set(np.unique(result["labels"])) <= {0, 200}
         differs = (result["image"][..., 0] > 100) != (result["labels"] > 100)

@@ -24,17 +24,13 @@ RED, GREEN, BLUE, CYAN = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 255, 255)
 
 
 def test_reconstruction_lies_below_its_original():
-    sheet = reconstruction_sheet(
-        plain_images([RED, GREEN]), plain_images([BLUE, CYAN]), columns=8, scale=3
-    )
+    sheet = reconstruction_sheet(plain_images([RED, GREEN]), plain_images([BLUE, CYAN]), columns=8, scale=3)
     red, green, blue, cyan = (find(sheet, colour) for colour in (RED, GREEN, BLUE, CYAN))
     assert {place[2:] for place in (red, green, blue, cyan)} == {(12, 12)}  # 4 pixels, three times
     assert red[0] == green[0] and blue[0] == cyan[0] == red[0] + 12 + sheets.GAP
     assert red[1] == blue[1] and green[1] == cyan[1] == red[1] + 12 + sheets.GAP
 
-    below = reconstruction_sheet(
-        plain_images([RED, GREEN]), plain_images([BLUE, CYAN]), columns=1, scale=3
-    )
+    below = reconstruction_sheet(plain_images([RED, GREEN]), plain_images([BLUE, CYAN]), columns=1, scale=3)
     places = [find(below, colour)[0] for colour in (RED, BLUE, GREEN, CYAN)]
     assert places == sorted(places)
     assert find(below, GREEN)[1] == find(below, RED)[1]

@@ -96,8 +96,7 @@ class TestTransformer:
         # Equal tokens differ by their place alone; zero embeddings take that away.
         assert jnp.abs(out[0, 0] - out[0, 1]).max() > 1e-3
         nowhere = {
-            name: jnp.zeros_like(params["params"][name])
-            for name in ("row_embedding", "column_embedding")
+            name: jnp.zeros_like(params["params"][name]) for name in ("row_embedding", "column_embedding")
         }
         out = apply({"params": {**params["params"], **nowhere}}, x, memory, mask)
         np.testing.assert_allclose(out, jnp.broadcast_to(out[:, :1], out.shape), atol=1e-5)

@@ -31,9 +31,7 @@ def random_logits_fn(seed=0, num_codes=K):
 
 @jax.jit
 def corrupt_fraction(key, tokens, fraction):
-    return masked.corrupt(
-        key, tokens, mask_id=MASK, schedule_fn=lambda ratio: jnp.full_like(ratio, fraction)
-    )
+    return masked.corrupt(key, tokens, mask_id=MASK, schedule_fn=lambda ratio: jnp.full_like(ratio, fraction))
 
 
 class TestCorrupt:
@@ -78,18 +76,14 @@ class TestLoss:
         assert value == pytest.approx(np.log(10), rel=1e-6)
 
     def test_label_smoothing_by_hand(self):
-        value = masked.loss(
-            self.LOGITS, self.TOKENS, jnp.array([[False, True]]), label_smoothing=0.3
-        )
+        value = masked.loss(self.LOGITS, self.TOKENS, jnp.array([[False, True]]), label_smoothing=0.3)
         expected = -(0.1 * np.log(0.1) + 0.1 * np.log(0.8) + 0.8 * np.log(0.1))
         assert value == pytest.approx(expected, rel=1e-6)
 
     def test_rows_that_do_not_count(self):
         logits = jnp.concatenate([self.LOGITS, jnp.full_like(self.LOGITS, jnp.nan)])
         tokens = jnp.tile(self.TOKENS, (2, 1))
-        value = masked.loss(
-            logits, tokens, jnp.ones((2, 2), bool), row_mask=jnp.array([True, False])
-        )
+        value = masked.loss(logits, tokens, jnp.ones((2, 2), bool), row_mask=jnp.array([True, False]))
         alone = masked.loss(self.LOGITS, self.TOKENS, jnp.ones((1, 2), bool))
         assert value == alone
 
@@ -198,9 +192,7 @@ class TestSample:
     def test_a_row_is_the_same_alone_and_in_a_batch(self):
         @jax.jit
         def draw(keys, start):
-            return masked.sample(
-                keys, random_logits_fn(), start, mask_id=MASK, steps=5, schedule_fn=cosine
-            )
+            return masked.sample(keys, random_logits_fn(), start, mask_id=MASK, steps=5, schedule_fn=cosine)
 
         start = jnp.full((4, 16), MASK).at[2, 3:9].set(1)
         keys = row_keys(0, 4)
@@ -273,9 +265,7 @@ def test_a_toy_distribution_is_learned_and_sampled_back():
             tokens = pictures[jax.random.choice(data_key, 4, (256,), p=shares)]
 
             def loss_fn(params):
-                corrupted, is_masked = masked.corrupt(
-                    mask_key, tokens, mask_id=2, schedule_fn=linear
-                )
+                corrupted, is_masked = masked.corrupt(mask_key, tokens, mask_id=2, schedule_fn=linear)
                 logits = network(params, corrupted)
                 return masked.loss(logits, tokens, is_masked, label_smoothing=0.0)
 

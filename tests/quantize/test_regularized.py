@@ -74,9 +74,7 @@ def test_sampled_codes_follow_the_softmax_whatever_the_temperature():
     logits = jnp.broadcast_to(jnp.log(probabilities), (64, 16, 16, 4))
     codebook = jnp.eye(4)
     for temperature in (0.2, 1.0):
-        out = quantize.regularized(
-            KEY, logits, codebook, mask_ratio=1.0, temperature=temperature
-        )
+        out = quantize.regularized(KEY, logits, codebook, mask_ratio=1.0, temperature=temperature)
         np.testing.assert_allclose(out.posterior.mean(0), probabilities, atol=0.01)
 
 

@@ -89,9 +89,7 @@ def read_pack(directory: str | os.PathLike, size: int) -> EmojiPack:
     try:
         index, pictures, labels = ((directory / name).read_bytes() for name in names)
         table = json.loads(index)
-        entries = tuple(
-            EmojiEntry(**{**entry, "tags": tuple(entry["tags"])}) for entry in table["entries"]
-        )
+        entries = tuple(EmojiEntry(**{**entry, "tags": tuple(entry["tags"])}) for entry in table["entries"])
         palette = tuple(PaletteColour(**colour) for colour in table["palette"])
         columns = table["sheet_columns"]
         pack = EmojiPack(

@@ -121,23 +121,15 @@ def join_packages(directory: str | os.PathLike) -> Joined:
         UserError: a package is missing or wrong.
     """
     files = read_package(directory, PICTURES, lambda name: name.endswith(".webp"))
-    pictures = {
-        canonical_code_point(pathlib.PurePosixPath(name).stem): data for name, data in files.items()
-    }
-    annotations = read_package(
-        directory, ANNOTATIONS, {"en/data.json", "meta/groups.json"}.__contains__
-    )
+    pictures = {canonical_code_point(pathlib.PurePosixPath(name).stem): data for name, data in files.items()}
+    annotations = read_package(directory, ANNOTATIONS, {"en/data.json", "meta/groups.json"}.__contains__)
     names = json.loads(annotations["meta/groups.json"])
     flat = read_package(directory, DRAWINGS, {"icons.json", "chars.json"}.__contains__)
     icons = json.loads(flat["icons.json"])
     icon_names = {
-        canonical_code_point(hexcode): name
-        for hexcode, name in json.loads(flat["chars.json"]).items()
+        canonical_code_point(hexcode): name for hexcode, name in json.loads(flat["chars.json"]).items()
     }
-    rows = [
-        (canonical_code_point(row["hexcode"]), row)
-        for row in json.loads(annotations["en/data.json"])
-    ]
+    rows = [(canonical_code_point(row["hexcode"]), row) for row in json.loads(annotations["en/data.json"])]
     rows = [(point, row) for point, row in rows if point in pictures and point in icon_names]
     rows.sort(key=lambda item: item[1]["order"])
     heldout = heldout_code_points([point for point, _ in rows])
@@ -223,9 +215,7 @@ def build(packages: str | os.PathLike, out: str | os.PathLike) -> None:
     out.mkdir(parents=True, exist_ok=True)
     sizes = sorted(WEBP_QUALITY)
     fills = {
-        size: np.stack(
-            [render_fills(svg, size) for svg in track(joined.drawings, f"label maps, {size} px")]
-        )
+        size: np.stack([render_fills(svg, size) for svg in track(joined.drawings, f"label maps, {size} px")])
         for size in sizes
     }
     drawn, counts = np.unique(fills[sizes[-1]], return_counts=True)
@@ -234,12 +224,8 @@ def build(packages: str | os.PathLike, out: str | os.PathLike) -> None:
     lab = palettes.oklab(palette)
     for size in sizes:
         colours, where = np.unique(fills[size], return_inverse=True)
-        classes = 1 + palettes.squared_distance(
-            palettes.oklab(palettes.unpack_rgb(colours)), lab
-        ).argmin(1)
-        labels = (
-            np.where(colours < 0, 0, classes).astype(np.uint8)[where].reshape(fills[size].shape)
-        )
+        classes = 1 + palettes.squared_distance(palettes.oklab(palettes.unpack_rgb(colours)), lab).argmin(1)
+        labels = np.where(colours < 0, 0, classes).astype(np.uint8)[where].reshape(fills[size].shape)
         sheet = Image.fromarray(tile(labels), "P")
         sheet.putpalette(b"\xff\xff\xff" + palette.tobytes())
         sheet.save(out / f"labels_{size}.png", optimize=True)
@@ -255,8 +241,7 @@ def build(packages: str | os.PathLike, out: str | os.PathLike) -> None:
     ]
     lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in joined.entries)
     (out / "emoji.json").write_text(
-        f'{{"sheet_columns": {SHEET_COLUMNS},\n"palette": {json.dumps(named)},\n'
-        f'"entries": [\n{lines}\n]}}\n',
+        f'{{"sheet_columns": {SHEET_COLUMNS},\n"palette": {json.dumps(named)},\n"entries": [\n{lines}\n]}}\n',
         encoding="utf-8",
     )
 

@@ -80,7 +80,5 @@ def new_tags(caption: str, tags: Sequence[str]) -> list[str]:
     """
     words = set(re.split(r"\W+", caption.lower())) | _UNSAFE_TAGS
     return [
-        tag
-        for tag in tags
-        if _PLAIN_WORDS.fullmatch(tag) and not words.issuperset(re.split(r"[ -]", tag))
+        tag for tag in tags if _PLAIN_WORDS.fullmatch(tag) and not words.issuperset(re.split(r"[ -]", tag))
     ]

@@ -119,18 +119,14 @@ def cluster_colours(
     for _ in range(num_steps):
         classes = squared_distance(points, centres).argmin(1)
         mass = np.bincount(classes, weights, num_classes)
-        sums = np.stack(
-            [np.bincount(classes, weights * axis, num_classes) for axis in points.T], -1
-        )
+        sums = np.stack([np.bincount(classes, weights * axis, num_classes) for axis in points.T], -1)
         # A class that lost all members keeps its centre.
         moved = np.where(mass[:, None] > 0, sums / np.maximum(mass, 1e-12)[:, None], centres)
         if np.allclose(moved, centres, rtol=0.0, atol=1e-9):
             break
         centres = moved
     classes = squared_distance(points, centres).argmin(1)
-    palette = np.stack(
-        [colours[np.where(classes == c, counts, -1).argmax()] for c in range(num_classes)]
-    )
+    palette = np.stack([colours[np.where(classes == c, counts, -1).argmax()] for c in range(num_classes)])
     order = np.lexsort((pack_rgb(palette), oklab(palette)[:, 0].round(6)))
     return palette[order]
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from regvq_jax.data.emoji import SIZES, SPLITS, captions, check_split, drawing, load_pack
+from regvq_jax.data.emoji import SIZES, SPLITS, EmojiEntry, captions, check_split, drawing, load_pack
 from regvq_jax.errors import UserError
 
 # Named grounds: light, or very dark, so that the full colours of the emoji stand out from them.
@@ -75,7 +75,7 @@ def _pack_size(image_size: int) -> int:
     return min(size for size in SIZES if size >= image_size)
 
 
-def _fingerprint(source: "EmojiPictures | EmojiScenes") -> str:
+def _fingerprint(source: "EmojiPictures | EmojiGrounds | EmojiScenes") -> str:
     """16 hex digits of the pack's bytes and the source's parameters."""
     digest = load_pack(_pack_size(source.image_size)).digest
     facts = f"{type(source).__name__} {_RECIPE} {dataclasses.astuple(source)} {digest}"
@@ -86,6 +86,21 @@ def _fingerprint(source: "EmojiPictures | EmojiScenes") -> str:
 def _members(split: str) -> list[int]:
     """Picture indices of a split, which are the same at every size."""
     return load_pack(SIZES[0]).indices(split).tolist()
+
+
+def _centred(
+    image_size: int, picture: int, ground: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, EmojiEntry]:
+    """One picture in the middle of a plain ground: image, labels, entry."""
+    pack_size = _pack_size(image_size)
+    pack = load_pack(pack_size)
+    image = np.empty((image_size, image_size, 3), np.uint8)
+    image[:] = ground
+    labels = np.zeros((image_size, image_size), np.uint8)
+    drawn = drawing.sprite(pack_size, picture)
+    whole, place = (0, 0, pack_size, pack_size), (0, 0, image_size, image_size)
+    drawing.paste(image, labels, drawn, pack.labels[picture], whole, place)
+    return image, labels, pack.entries[picture]
 
 
 class _Dice:
@@ -145,18 +160,56 @@ class EmojiPictures:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
         """Element {'image': uint8 [S, S, 3], 'text': str, 'labels': uint8 [S, S]}."""
-        size, pack_size = self.image_size, _pack_size(self.image_size)
-        pack = load_pack(pack_size)
         picture = _members(self.split)[index]
-        image = np.full((size, size, 3), 255, np.uint8)
-        labels = np.zeros((size, size), np.uint8)
-        whole = (0, 0, pack_size, pack_size)
-        drawn = drawing.sprite(pack_size, picture)
-        drawing.paste(image, labels, drawn, pack.labels[picture], whole, (0, 0, size, size))
-        entry = pack.entries[picture]
+        image, labels, entry = _centred(self.image_size, picture, GROUNDS["white"])
         tags = captions.new_tags(entry.caption, entry.tags)[:_NUM_TAGS]
         text = ", ".join([captions.plain_label(entry.caption), *tags])
         return {"image": image, "text": text, "labels": labels}
+
+
+@dataclasses.dataclass(frozen=True)
+class EmojiGrounds:
+    """Every picture of a split, centred, on each of the named plain grounds.
+
+    Small and even: ten times as many images as pictures, so that a short training meets each drawing
+    often. Captions name the ground; each image has one without and one with tags.
+
+    Attributes:
+        split: 'train' or 'heldout'.
+        image_size: 8 to 128.
+
+    Raises:
+        UserError: another split or size.
+    """
+
+    split: str
+    image_size: int
+
+    has_text = True
+    has_labels = True
+    name = "emoji-grounds"
+
+    def __post_init__(self) -> None:
+        _check(self.split, self.image_size)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits; the same for the same data."""
+        return _fingerprint(self)
+
+    def __len__(self) -> int:
+        return len(_members(self.split)) * len(GROUNDS)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | str | tuple[str, ...]]:
+        """Element {'image': uint8 [S, S, 3], 'text': str, 'texts': 2 str, 'labels': uint8 [S, S]}."""
+        member, ground = divmod(range(len(self))[index], len(GROUNDS))
+        picture = _members(self.split)[member]
+        image, labels, entry = _centred(self.image_size, picture, _GROUND_COLOURS[ground])
+        phrase = captions.noun_phrase(entry.caption)
+        tags = captions.new_tags(entry.caption, entry.tags)[:3]
+        where = f"on {captions.with_article(_GROUND_NAMES[ground])} background"
+        texts = (f"{phrase} {where}", f"{', '.join([phrase, *tags])}, {where}")
+        return {"image": image, "text": texts[0], "texts": texts, "labels": labels}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,8 +310,7 @@ class EmojiScenes:
     ) -> tuple[int, int, int, int]:
         """Draws size and position of an object within its cell: left, top, width, height."""
         left, top, right, bottom = (
-            round(edge * self.image_size)
-            for edge in (cell[0], cell[1], cell[0] + cell[2], cell[1] + cell[3])
+            round(edge * self.image_size) for edge in (cell[0], cell[1], cell[0] + cell[2], cell[1] + cell[3])
         )
         # One object leaves room to move; several need every pixel.
         fraction = dice.uniform(0.7, 0.95) if count == 1 else dice.uniform(0.8, 1.0)

@@ -106,9 +106,7 @@ def test_builds_aligned_sheets_and_twice_the_same_bytes(packages, tmp_path):
     assert colours == ["#0000ff", "#ff0000", "#00ff00"]  # dark to light
     labels = np.asarray(Image.open(tmp_path / "first" / "labels_8.png"))
     assert labels.shape == (8, 40 * 8)
-    np.testing.assert_array_equal(
-        labels[0, :24], [1] * 4 + [0] * 4 + [2] * 4 + [0] * 4 + [3] * 4 + [0] * 4
-    )
+    np.testing.assert_array_equal(labels[0, :24], [1] * 4 + [0] * 4 + [2] * 4 + [0] * 4 + [3] * 4 + [0] * 4)
     pictures = np.asarray(Image.open(tmp_path / "first" / "pictures_16.webp").convert("RGB"))
     assert pictures[8, 8].argmax() == 2 and pictures[8, 24].argmax() == 0
 

@@ -18,9 +18,7 @@ def test_oklab_of_white_black_and_red():
 
 
 def test_clusters_take_their_commonest_colour_and_go_from_dark_to_light():
-    colours = np.array(
-        [[250, 250, 250], [255, 255, 255], [200, 0, 0], [210, 5, 5], [5, 5, 5]], np.uint8
-    )
+    colours = np.array([[250, 250, 250], [255, 255, 255], [200, 0, 0], [210, 5, 5], [5, 5, 5]], np.uint8)
     counts = np.array([10, 30, 7, 5, 1])
     found = palette.cluster_colours(colours, counts, 3)
     np.testing.assert_array_equal(found, [[5, 5, 5], [200, 0, 0], [255, 255, 255]])

@@ -7,7 +7,7 @@ import pytest
 
 from regvq_jax.data.emoji import load_pack
 from regvq_jax.data.emoji.captions import noun_phrase
-from regvq_jax.data.emoji.sources import GROUNDS, EmojiPictures, EmojiScenes
+from regvq_jax.data.emoji.sources import GROUNDS, EmojiGrounds, EmojiPictures, EmojiScenes
 from regvq_jax.errors import UserError
 
 RELATIONS = (" left of ", " right of ", " above ", " below ", " in a row ")
@@ -149,9 +149,7 @@ def test_single_object_is_named_belongs_to_the_split_and_fills_the_frame(split):
 
 def test_left_right_above_and_below_are_true_so_no_scene_was_mirrored():
     pack, phrases = load_pack(64), by_phrase()
-    classes = {
-        phrase: set(np.unique(pack.labels[index])) | {0} for phrase, index in phrases.items()
-    }
+    classes = {phrase: set(np.unique(pack.labels[index])) | {0} for phrase, index in phrases.items()}
     # Where the first-named object is: rows, columns of the frame.
     low, high, whole = slice(0, 16), slice(16, 32), slice(0, 32)
     sides = {
@@ -181,9 +179,7 @@ def test_left_right_above_and_below_are_true_so_no_scene_was_mirrored():
 
 def test_three_and_four_objects_stand_where_the_caption_says():
     pack, phrases = load_pack(64), by_phrase()
-    classes = {
-        phrase: set(np.unique(pack.labels[index])) | {0} for phrase, index in phrases.items()
-    }
+    classes = {phrase: set(np.unique(pack.labels[index])) | {0} for phrase, index in phrases.items()}
     source = EmojiScenes("train", 60)
     checked = {3: 0, 4: 0}
     for index in range(250):
@@ -200,3 +196,20 @@ def test_three_and_four_objects_stand_where_the_caption_says():
                 assert set(np.unique(cell)) <= classes[name], element["text"]
                 assert cell.any()
     assert min(checked.values()) >= 5
+
+
+def test_every_picture_stands_on_every_ground():
+    train, heldout = (EmojiGrounds(split, 32) for split in ("train", "heldout"))
+    assert (len(train), len(heldout)) == (14130, 1570)
+    elements = [train[i] for i in range(10)]
+    for element, (name, colour) in zip(elements, GROUNDS.items(), strict=True):
+        assert element["image"].shape == (32, 32, 3) and element["image"].dtype == np.uint8
+        np.testing.assert_array_equal(element["image"][0, 0], colour)
+        assert element["labels"][0, 0] == 0 and element["labels"].max() > 0
+        assert element["text"] == element["texts"][0]
+        assert all(text.endswith(f" {name} background") for text in element["texts"])
+    # Ten grounds, one drawing.
+    for element in elements[1:]:
+        np.testing.assert_array_equal(element["labels"], elements[0]["labels"])
+    assert len({element["text"] for element in elements}) == 10
+    assert train.fingerprint != heldout.fingerprint

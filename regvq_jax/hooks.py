@@ -1,0 +1,158 @@
+"""What watches a training: metrics and their clock, evaluations, the signal to end."""
+
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+from PIL import Image
+
+from regvq_jax.checkpoint import Checkpoints
+from regvq_jax.errors import UserError
+from regvq_jax.metrics import average, first_nonfinite
+from regvq_jax.state import TrainState
+
+PyTree = Any
+log = logging.getLogger("regvq_jax")
+
+
+class MetricWindow:
+    """Device metrics since they were last read, with the time they took."""
+
+    def __init__(
+        self, trainer, batches, start: int, seconds: float, directory: Path, checkpoints: Checkpoints
+    ):
+        """Begins to count.
+
+        Args:
+            trainer: a `loop.Trainer`.
+            batches: random access to batches by step, for the one to save when a number is not finite.
+            start: finished steps.
+            seconds: that these took.
+            directory: where such a batch is saved.
+            checkpoints: tells the last good one.
+        """
+        self._trainer, self._batches = trainer, batches
+        self._directory, self._checkpoints = directory, checkpoints
+        self._first_step = start
+        self._pending: list[dict[str, jax.Array]] = []
+        self._waited = 0.0
+        self.seconds = seconds
+        self._clock = time.perf_counter()
+
+    def timed(self, batches: Iterator) -> Iterator:
+        """Passes batches on and counts the time the loop waits for them."""
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+    def append(self, metrics: dict[str, jax.Array]) -> None:
+        """Keeps the metrics of one step, on the devices."""
+        self._pending.append(metrics)
+
+    def restart_clock(self) -> None:
+        """Leaves what happened since the last flush (evaluations, saving) out of the training time."""
+        self._clock = time.perf_counter()
+
+    def flush(self, done: int) -> dict[str, float]:
+        """Means since the last flush; waits for the devices.
+
+        Args:
+            done: finished steps.
+
+        Raises:
+            UserError: a metric is not finite. The batch of the first such step is saved.
+        """
+        pending = jax.device_get(self._pending)
+        elapsed = time.perf_counter() - self._clock
+        bad = first_nonfinite(pending, self._first_step)
+        if bad is not None:
+            self._stop(*bad)
+        means = average(pending)
+        images = self._trainer.train.batch_size * len(pending)
+        means["perf/images_per_sec"] = images / elapsed
+        means["perf/data_wait"] = self._waited / elapsed
+        self.seconds += elapsed
+        self._pending, self._first_step, self._waited = [], done, 0.0
+        self.restart_clock()
+        return means
+
+    def _stop(self, step: int, name: str) -> None:
+        part = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
+        path = self._directory / f"nonfinite_batch_{step}{part}.npz"
+        np.savez(path, **self._batches[step])
+        good = self._checkpoints.latest_step()
+        kept = "there is no checkpoint yet" if good is None else f"the last good checkpoint is step {good}"
+        raise UserError(
+            f"{self._trainer.name}: {name} is not finite at step {step}; {kept} in "
+            f"{self._checkpoints.directory}, the batch is in {path}; lower optim.lr, set optim.clip_norm, or "
+            "look at the batch."
+        )
+
+
+class EvaluationHook:
+    """Runs the evaluators that are due, writes their numbers and pictures."""
+
+    def __init__(self, trainer, frozen: PyTree, mesh: jax.sharding.Mesh, directory: Path, writer):
+        """Nothing is evaluated yet; `trainer` is a `loop.Trainer`, `writer` has CLU's interface."""
+        self._trainer, self._frozen, self._mesh = trainer, frozen, mesh
+        self._directory, self._writer = directory, writer
+        self._latest: tuple[int, dict[str, float]] = (-1, {})
+
+    def due(self, done: int) -> tuple:
+        """The evaluators to run after `done` steps; all of them at the end."""
+        last = done == self._trainer.train.total_steps
+        return tuple(e for e in self._trainer.evaluators if last or done % e.every_steps == 0)
+
+    def __call__(self, done: int, state: TrainState, evaluators: tuple) -> dict[str, float]:
+        """Runs the evaluators on the averaged parameters after `done` steps; returns all their numbers."""
+        results = {}
+        for evaluator in evaluators:
+            evaluation = evaluator(state.ema, self._frozen, self._mesh)
+            results |= evaluation.metrics
+            for name, picture in evaluation.images.items():
+                self._show(done, name, picture)
+        self._writer.write_scalars(done, results)
+        shown = ", ".join(f"{name.rsplit('/', 1)[-1]} {value:.4g}" for name, value in results.items())
+        log.info("%s: step %d: %s", self._trainer.name, done, shown)
+        self._latest = (done, results)
+        return results
+
+    def _show(self, done: int, name: str, picture: np.ndarray) -> None:
+        """Writes a picture to TensorBoard and as images/NAME_STEP.png, in the first process."""
+        if jax.process_index() == 0:
+            path = self._directory / "images" / f"{name}_{done:07d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path)
+            self._writer.write_images(done, {f"eval/{name}": picture[None]})
+
+    def metrics_of(self, done: int) -> dict[str, float] | None:
+        """The numbers of the evaluation after `done` steps, for the choice of the best checkpoint."""
+        step, results = self._latest
+        return results if step == done else None
+
+
+class PreemptionSignal:
+    """Notes SIGTERM, so that the loop can save at the next step boundary."""
+
+    def __init__(self):
+        """The signal is not caught yet."""
+        self.received = False
+
+    def __enter__(self) -> Self:
+        self._previous = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def _receive(self, signum, frame) -> None:
+        self.received = True

@@ -1,0 +1,55 @@
+"""Every config builds, has no unknown field, and its trainers can be traced."""
+
+import importlib
+import pkgutil
+
+import jax
+import numpy as np
+import pytest
+
+import configs
+from configs import common
+from regvq_jax.errors import UserError
+from regvq_jax.trainers import build
+
+NAMES = sorted({m.name for m in pkgutil.iter_modules(configs.__path__)} - {"common"})
+
+
+@pytest.mark.parametrize("choice", [None, "tiny"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_traces_its_tokenizer(name, choice, image_folder):
+    config = importlib.import_module(f"configs.{name}").get_config(choice)
+    if config.data.source.startswith("folder:"):
+        config.data.source = f"folder:{image_folder}"
+        config.data.upscale = True
+    config.lock()
+    trainer = build.make_tokenizer_trainer(config)
+    state = jax.eval_shape(trainer.init, jax.random.key(0))
+    frozen = jax.eval_shape(trainer.init_frozen)
+    size = config.data.image_size
+    batch = {"image": jax.ShapeDtypeStruct((config.train.batch_size, size, size, 3), np.uint8)}
+    new_state, metrics = jax.eval_shape(trainer.train_step, state, batch, frozen)
+    assert jax.tree.structure(new_state) == jax.tree.structure(state)
+    assert all(m.shape == () for m in metrics.values())
+    net = build.make_prior_net(config, has_text=True)
+    tokens = jax.ShapeDtypeStruct((1, np.prod(net.grid)), np.int32)
+    text = jax.ShapeDtypeStruct((1, net.text_length), np.int32)
+    jax.eval_shape(net.init, jax.random.key(0), tokens, text)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_says_how_to_run_it(name):
+    doc = importlib.import_module(f"configs.{name}").__doc__
+    assert f"python -m regvq_jax.main --config=configs/{name}.py" in doc
+
+
+def test_parse_arg():
+    values = common.parse_arg("tiny,size=64", tiny=False, size=32, name="a")
+    assert (values.tiny, values.size, values.name) == (True, 64, "a")
+    assert common.parse_arg(None, tiny=False).tiny is False
+    with pytest.raises(UserError, match='no choice "tinny". Did you mean "tiny"'):
+        common.parse_arg("tinny", tiny=False)
+    with pytest.raises(UserError, match='"size" needs a int'):
+        common.parse_arg("size=big", size=32)
+    with pytest.raises(UserError, match="needs a value"):
+        common.parse_arg("size", size=32)

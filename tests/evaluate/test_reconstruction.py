@@ -1,0 +1,61 @@
+import jax
+import numpy as np
+import pytest
+
+from regvq_jax import sharding
+from regvq_jax.evaluate.reconstruction import Reconstruction, psnr
+from regvq_jax.models.tokenizer import ImageTokenizer
+
+MODEL = ImageTokenizer(
+    codebook_size=16,
+    code_dim=4,
+    channels=8,
+    multipliers=(1, 1),
+    num_res_blocks=1,
+    attention_levels=(),
+    middle_attention=False,
+    latent_channels=8,
+)
+
+
+def test_psnr_by_hand():
+    images = np.zeros((3, 2, 2, 3), np.uint8)
+    other = images.copy()
+    other[1] += 255
+    other[2, 0, 0, 0] = 120  # Mean squared error 120^2 / 12 = 1200.
+    expected = [10 * np.log10(255**2 / 1e-4), 0.0, 10 * np.log10(255**2 / 1200)]
+    np.testing.assert_allclose(psnr(images, other), expected, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def ema():
+    return {"tokenizer": MODEL.init(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))["params"]}
+
+
+def batches_of(images, size):
+    def batches():
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            padding = np.repeat(part[-1:], size - len(part), axis=0)
+            yield {"image": np.concatenate([part, padding]), "valid": np.arange(size) < len(part)}
+
+    return batches
+
+
+def test_padding_batch_size_and_devices_change_nothing(ema, one_device_mesh):
+    images = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 3), dtype=np.uint8)
+    results = []
+    for size, mesh in ((8, one_device_mesh), (16, one_device_mesh), (8, sharding.make_mesh(4, 2))):
+        evaluator = Reconstruction(MODEL, batches_of(images, size), num_shown=6)
+        results.append(evaluator(ema, {}, mesh))
+    first = results[0].metrics
+    assert first["eval/reconstruction/images"] == 11 and first["codebook/tokens"] == 11 * 16
+    assert 0 < first["codebook/usage"] <= 1 and 1 <= first["codebook/perplexity"] <= 16
+    for other in results[1:]:
+        assert other.metrics == pytest.approx(first, rel=1e-4)
+        assert set(other.images) == {"reconstructions", "codebook"}
+        np.testing.assert_allclose(
+            other.images["reconstructions"].astype(int),
+            results[0].images["reconstructions"],
+            atol=2,
+        )

@@ -1,0 +1,82 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from regvq_jax import Prior, Tokenizer
+from regvq_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_run):
+    return Tokenizer.load(tiny_run[0])
+
+
+@pytest.fixture(scope="module")
+def prior(tiny_run):
+    return Prior.load(str(tiny_run[0]))
+
+
+def test_images_to_codes_and_back(tokenizer):
+    images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3), minval=-1.0)
+    codes = tokenizer.encode(images)
+    assert codes.shape == (2, 8, 8) and codes.dtype == jnp.int32
+    assert 0 <= codes.min() and codes.max() < tokenizer.codebook_size == 32
+    decoded = tokenizer.decode(codes)
+    assert decoded.shape == images.shape and jnp.abs(decoded).max() <= 1.0
+    assert tokenizer.encode(images[:, :, :16]).shape == (2, 8, 4)
+
+
+def test_codes_are_those_of_the_token_cache(tiny_run, tokenizer):
+    from regvq_jax.data.ranges import to_unit_range
+    from regvq_jax.data.sources import make_source
+    from regvq_jax.data.tokens import TokenSource
+
+    cache = TokenSource(tiny_run[0] / "tokens" / "heldout")
+    source = make_source("emoji-grounds", split="heldout", image_size=32)
+    images = np.stack([source[i]["image"] for i in range(4)])
+    codes = tokenizer.encode(to_unit_range(images))
+    expected = np.stack([cache[i]["tokens"] for i in range(4)]).reshape(codes.shape)
+    np.testing.assert_array_equal(codes, expected)
+    assert cache[3]["text"] == source[3]["text"]
+
+
+@pytest.mark.parametrize(
+    "images, words",
+    [
+        (np.zeros((1, 32, 32, 3), np.uint8), "divide uint8 images by 127.5"),
+        (np.zeros((32, 32, 3), np.float32), "float images"),
+        (np.zeros((1, 30, 32, 3), np.float32), "multiples of 4"),
+    ],
+)
+def test_wrong_images(tokenizer, images, words):
+    with pytest.raises(UserError, match=words):
+        tokenizer.encode(images)
+
+
+@pytest.mark.parametrize("codes", [np.zeros((1, 2, 2)), np.full((1, 2, 2), 32), np.full((1, 2, 2), -1)])
+def test_wrong_codes(tokenizer, codes):
+    with pytest.raises(UserError, match="Tokenizer.decode"):
+        tokenizer.decode(codes)
+
+
+def test_sampling_is_a_function_of_key_and_text(prior):
+    text = ["a red heart on a white background", ""]
+    images = prior.sample(jax.random.key(0), text=text)
+    assert images.shape == (2, 32, 32, 3) and images.dtype == jnp.float32
+    np.testing.assert_array_equal(images, prior.sample(jax.random.key(0), text=text))
+    other = prior.sample(jax.random.key(1), text=text)
+    assert not np.array_equal(images, other)
+    prior.sample(jax.random.key(0), text=text, guidance=1.0, steps=2)
+
+
+def test_wrong_sampling(prior):
+    with pytest.raises(UserError, match="draws from captions"):
+        prior.sample(jax.random.key(0), num_images=4)
+    with pytest.raises(UserError, match='"steps"'):
+        prior.sample(jax.random.key(0), text=["a"], step=4)
+
+
+def test_loading_from_a_wrong_place(tmp_path):
+    with pytest.raises(UserError, match="no config.json"):
+        Tokenizer.load(tmp_path)
