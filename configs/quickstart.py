@@ -55,8 +55,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         contrastive_temperature=0.07,
         contrastive_places=64,
         adversarial_weight=0.1,
-        adversarial_start_step=900,
-        adversarial_ramp_steps=50,
+        adversarial_start_step=720,
+        adversarial_ramp_steps=40,
     )
     config.optim = dict(
         lr=1e-3,
@@ -70,15 +70,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.train = dict(
         batch_size=16,
-        total_steps=1000,
+        total_steps=800,
         log_every_steps=25,
-        checkpoint_every_steps=125,
+        checkpoint_every_steps=100,
         accumulation_slices=1,
         ema_decay=0.995,
     )
-    config.evals = dict(reconstruction=dict(every_steps=250, num_shown=32))
+    config.evals = dict(reconstruction=dict(every_steps=400, num_shown=32))
 
-    # Stage two: the prior over the tokens of 16,384 scenes.
+    # Stage two: the prior over the tokens of all 14,130 images.
     config.tokens = dict(max_train_examples=16384, batch_size=64, shard_size=4096)
     config.prior = dict(
         name="masked",
@@ -107,15 +107,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
         ),
         train=dict(
             batch_size=32,
-            total_steps=900,
+            total_steps=750,
             log_every_steps=25,
-            checkpoint_every_steps=150,
+            checkpoint_every_steps=125,
             accumulation_slices=1,
             ema_decay=0.995,
         ),
         evals=dict(
-            prior_loss=dict(every_steps=300, num_masks=1),
-            samples=dict(every_steps=300),
+            prior_loss=dict(every_steps=250, num_masks=1),
+            samples=dict(every_steps=375),
         ),
     )
     config.sample = dict(
@@ -138,10 +138,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "a rocket on a dark blue background",
             "a winking face on a light blue background",
         ),
-        steps=12,
-        temperature=1.0,
-        choice_temperature=4.5,
-        guidance=3.0,
+        # Much noise in the order: a young prior is surest of the ground and would fill all with it.
+        steps=16,
+        temperature=0.7,
+        choice_temperature=20.0,
+        guidance=4.0,
         schedule="cosine",
     )
     if choice.tiny:

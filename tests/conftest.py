@@ -1,6 +1,8 @@
 """Eight fake devices, compiled programs kept between runs, and one tiny config for all."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 # Before jax starts. Programs that name no device run on the first, as on a machine with one.
@@ -11,6 +13,7 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "compilation")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -32,25 +35,25 @@ def one_device_mesh():
     return sharding.make_mesh(devices=jax.devices()[:1])
 
 
-def run_main(*args: str, **kwargs):
-    """`python -m regvq_jax.main ARGS` on one device, from the project's root."""
-    import subprocess
-    import sys
+@pytest.fixture(scope="session")
+def run_main():
+    """A function that runs `python -m regvq_jax.main ARGS` on one device, from the project's root."""
 
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "regvq_jax.main", *args],
-        cwd=Path(__file__).parents[1],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        **kwargs,
-    )
+    def run(*args: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "regvq_jax.main", *args],
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "XLA_FLAGS": ""},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    return run
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory):
+def tiny_run(tmp_path_factory, run_main):
     """(workdir, output) of one whole run of the quickstart's tiny form."""
     workdir = tmp_path_factory.mktemp("tiny") / "run"
     done = run_main("--config=configs/quickstart.py:tiny", f"--workdir={workdir}")

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import run_main
 
 from regvq_jax.files import read_json
 
@@ -39,7 +38,7 @@ def test_the_whole_road(tiny_run):
     assert read_json(workdir / "tokens" / "train" / "meta.json")["num_examples"] == 64
 
 
-def test_a_second_call_says_that_all_is_done(tiny_run):
+def test_a_second_call_says_that_all_is_done(run_main, tiny_run):
     workdir, output = tiny_run
     again = run_main(TINY, f"--workdir={workdir}")
     assert again.returncode == 0
@@ -47,7 +46,7 @@ def test_a_second_call_says_that_all_is_done(tiny_run):
     assert again.stdout == output
 
 
-def test_kill_9_in_each_stage_changes_nothing(tiny_run, tmp_path):
+def test_kill_9_in_each_stage_changes_nothing(run_main, tiny_run, tmp_path):
     """Killed once in every stage and started again: the final states of an unbroken run, to the bit."""
     unbroken, _ = tiny_run
     workdir = tmp_path / "run"
@@ -82,7 +81,7 @@ def test_kill_9_in_each_stage_changes_nothing(tiny_run, tmp_path):
         assert values[0] == values[1]
 
 
-def test_a_folder_without_captions_gets_an_unconditional_prior(image_folder, tmp_path):
+def test_a_folder_without_captions_gets_an_unconditional_prior(run_main, image_folder, tmp_path):
     done = run_main(
         "--config=configs/folder.py:tiny",
         f"--config.data.source=folder:{image_folder}",
@@ -125,7 +124,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_gets_one_sentence(name, tmp_path):
+def test_a_mistake_gets_one_sentence(run_main, name, tmp_path):
     arguments, words = MISTAKES[name]
     (tmp_path / "file").write_text("")
     done = run_main(*(argument.replace("W", str(tmp_path)) for argument in arguments))
@@ -135,13 +134,13 @@ def test_a_mistake_gets_one_sentence(name, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_another_config_leaves_the_workdir_alone(tiny_run):
+def test_another_config_leaves_the_workdir_alone(run_main, tiny_run):
     workdir, _ = tiny_run
     done = run_main(TINY, f"--workdir={workdir}", "--config.optim.lr=0.5")
     assert done.returncode == 2 and "optim.lr" in done.stderr and "0.5 now" in done.stderr
 
 
-def test_help():
+def test_help(run_main):
     done = run_main("--help")
     for words in ("--config", "--workdir", "--stage", "run the same command again"):
         assert words in done.stdout

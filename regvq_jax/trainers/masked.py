@@ -98,7 +98,7 @@ class MaskedTrainer:
         updates, opt_state = self.optimizer.update(grads, state.opt_state["prior"], params)
         params = optax.apply_updates(params, updates)
         ema = update_ema(state.ema["prior"], params, state.step, self.train.ema_decay)
-        metrics["optim/grad_norm"] = optax.global_norm(grads)
+        metrics["optim/grad_norm"] = optax.tree.norm(grads)
         new_state = state.replace(
             step=state.step + 1,
             params={"prior": params},

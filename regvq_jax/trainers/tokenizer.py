@@ -138,8 +138,8 @@ class TokenizerTrainer:
             )
 
         ema = update_ema(state.ema["tokenizer"], params["tokenizer"], state.step, self.train.ema_decay)
-        metrics["optim/grad_norm"] = optax.global_norm(grads["tokenizer"])
-        metrics["optim/discriminator_grad_norm"] = optax.global_norm(grads["discriminator"])
+        metrics["optim/grad_norm"] = optax.tree.norm(grads["tokenizer"])
+        metrics["optim/discriminator_grad_norm"] = optax.tree.norm(grads["discriminator"])
         new_state = state.replace(
             step=state.step + 1, params=params, opt_state=opt_state, ema={"tokenizer": ema}
         )

@@ -47,7 +47,7 @@ def test_folder_spec(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("folders:/x", "did you mean 'folder'.*'emoji', 'emoji-scenes'"),
+        ("folders:/x", "did you mean 'folder'.*'emoji', 'emoji-grounds', 'emoji-scenes'"),
         ("emoji_scenes:3", "did you mean 'emoji-scenes'"),
         ("zzz", "Unknown data source 'zzz': Known are"),
         ("folder", "needs a path"),

@@ -202,8 +202,10 @@ class EmojiGrounds:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | str | tuple[str, ...]]:
         """Element {'image': uint8 [S, S, 3], 'text': str, 'texts': 2 str, 'labels': uint8 [S, S]}."""
-        member, ground = divmod(range(len(self))[index], len(GROUNDS))
-        picture = _members(self.split)[member]
+        members = _members(self.split)
+        turn, member = divmod(range(len(self))[index], len(members))
+        # Neighbours differ in both picture and ground, which makes for better sheets.
+        picture, ground = members[member], (turn + member) % len(GROUNDS)
         image, labels, entry = _centred(self.image_size, picture, _GROUND_COLOURS[ground])
         phrase = captions.noun_phrase(entry.caption)
         tags = captions.new_tags(entry.caption, entry.tags)[:3]
