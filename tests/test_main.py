@@ -114,7 +114,7 @@ MISTAKES = {
     "unknown source": ([TINY, "--workdir=W", "--config.data.source=emojis"], "emoji"),
     "folder without images": (
         [TINY, "--workdir=W", "--config.data.source=folder:W"],
-        "(?i)no images",
+        "has 0 images",
     ),
     "batch size": ([TINY, "--workdir=W", "--config.train.batch_size=0"], "batch_size=0"),
     "image size": ([TINY, "--workdir=W", "--config.data.image_size=30"], "multiple of 4"),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from regvq_jax.data.captions import caption_fields
 from regvq_jax.data.emoji import SIZES, SPLITS, EmojiEntry, captions, check_split, drawing, load_pack
 from regvq_jax.errors import UserError
 
@@ -211,7 +212,7 @@ class EmojiGrounds:
         tags = captions.new_tags(entry.caption, entry.tags)[:3]
         where = f"on {captions.with_article(_GROUND_NAMES[ground])} background"
         texts = (f"{phrase} {where}", f"{', '.join([phrase, *tags])}, {where}")
-        return {"image": image, "text": texts[0], "texts": texts, "labels": labels}
+        return {"image": image, "labels": labels, **caption_fields(texts, index)}
 
 
 @dataclasses.dataclass(frozen=True)
