@@ -21,7 +21,6 @@ from ml_collections import config_flags
 
 from regvq_jax import sharding, stages
 from regvq_jax.errors import UserError
-from regvq_jax.host_memory import keep_freed_memory
 from regvq_jax.loop import Preempted
 from regvq_jax.progress import setup_logging
 from regvq_jax.workdir import open_workdir
@@ -105,7 +104,6 @@ def check_config_file(argv: list[str]) -> None:
 def run() -> None:
     """The entry point: mistakes of the user end in one sentence, others keep their traceback."""
     setup_logging()
-    keep_freed_memory()
     try:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
