@@ -127,6 +127,8 @@ class Samples:
     def __call__(self, ema: dict[str, PyTree], frozen: PyTree, mesh: jax.sharding.Mesh) -> Evaluation:
         """One picture, `samples`: the captions under what was drawn for them."""
         captions = self.settings.captions
+        if not self.model.text_length:
+            captions = ("",) * len(captions)  # Nothing may stand under a picture that did not draw it.
         keys = jax.random.split(rng.step_key(self.seed, "samples", 0), len(captions))
         text_tokens = encode_captions(self.model, captions)
         images = np.asarray(self._draw(ema["prior"], frozen["tokenizer"], keys, text_tokens))
