@@ -1,5 +1,6 @@
 """THE training loop, one for all stages."""
 
+import contextlib
 import logging
 import math
 import time
@@ -212,6 +213,8 @@ def iterate_batches(trainer: Trainer, batches: grain.MapDataset, start: int, mes
     Steps are dispatched without waiting for their results, so the next batch is read while one runs.
     """
     settings, data = trainer.train, trainer.data
-    host_batches = iterate(batches, start, num_threads=data.num_threads, num_workers=data.num_workers)
-    for _ in range(start, settings.total_steps):
-        yield sharding.put_batch(next(host_batches), mesh)
+    ahead = dict(num_threads=data.num_threads, num_workers=data.num_workers)
+    # Closed on every way out: reading threads and worker processes end with the training.
+    with contextlib.closing(iterate(batches, start, **ahead)) as host_batches:
+        for _ in range(start, settings.total_steps):
+            yield sharding.put_batch(next(host_batches), mesh)
