@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from regvq_jax import loop, sharding
 from regvq_jax.data.pipeline import stack_elements
 from regvq_jax.data.ranges import to_unit_range
-from regvq_jax.data.tokens import TokenMeta, write_tokens
+from regvq_jax.data.tokens import TokenMeta, is_finished, write_tokens
 from regvq_jax.data.transforms import resize_and_crop
 from regvq_jax.errors import UserError
 from regvq_jax.evaluate.report import write_report
@@ -105,7 +105,8 @@ def cache_tokens(
     crop = partial(resize_and_crop, size=config.data.image_size)
     encode = jax.jit(partial(best_codes, model), out_shardings=sharding.replicated(mesh))
     params = jax.device_put(params, sharding.replicated(mesh))
-    progress = Progress(f"tokens {split}", num_examples, unit="images")
+    done_before = is_finished(directory)
+    progress = Progress(f"tokens {split}", num_examples, unit="images", enabled=not done_before)
 
     def examples(start: int, stop: int):
         """(codes, captions) of the images start to stop - 1, in order."""
@@ -120,8 +121,11 @@ def cache_tokens(
             start += len(elements)
             progress.update(start)
 
+    # A finished cache is compared with what is wanted, and left alone.
     write_tokens(directory, meta, examples, config.tokens.shard_size)
     progress.close()
+    if done_before:
+        log.info("tokens %s is done already", split)
 
 
 def best_codes(model: ImageTokenizer, params: PyTree, images: jax.Array) -> jax.Array:

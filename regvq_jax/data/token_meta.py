@@ -46,6 +46,11 @@ class TokenMeta:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
+def is_finished(directory: str | os.PathLike) -> bool:
+    """Whether a token cache has all of its shards: its meta file is written last."""
+    return Path(directory, META_NAME).exists()
+
+
 def read_meta(directory: str | os.PathLike) -> TokenMeta:
     """Reads what a finished cache was made from.
 

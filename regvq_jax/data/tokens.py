@@ -21,10 +21,10 @@ from absl import logging
 from array_record.python import array_record_data_source, array_record_module
 
 from regvq_jax.data.captions import caption_fields
-from regvq_jax.data.token_meta import META_NAME, TokenMeta, check_meta, read_meta
+from regvq_jax.data.token_meta import META_NAME, TokenMeta, check_meta, is_finished, read_meta
 from regvq_jax.errors import UserError
 
-__all__ = ["TokenMeta", "TokenSource", "check_meta", "read_meta", "write_tokens"]
+__all__ = ["TokenMeta", "TokenSource", "check_meta", "is_finished", "read_meta", "write_tokens"]
 
 _UNFINISHED_NAME = "meta.unfinished.json"  # What the shards of an interrupted run belong to.
 _SHARD_PATTERN = "tokens-*-of-*.array_record*"
@@ -118,7 +118,7 @@ def write_tokens(
     directory, meta = Path(directory), dataclasses.replace(meta, shard_size=shard_size)
     if meta.num_examples < 1:
         raise UserError(f"There are no {meta.split} images to write tokens of to {directory}.")
-    if (directory / META_NAME).exists():
+    if is_finished(directory):
         check_meta(read_meta(directory), directory=directory, **dataclasses.asdict(meta))
         return
     with _writing_to(directory):

@@ -7,7 +7,7 @@ import pytest
 
 from regvq_jax.data.pipeline import make_batches
 from regvq_jax.data.sources import Source
-from regvq_jax.data.tokens import TokenMeta, TokenSource, check_meta, read_meta, write_tokens
+from regvq_jax.data.tokens import TokenMeta, TokenSource, check_meta, is_finished, read_meta, write_tokens
 from regvq_jax.errors import UserError
 
 META = TokenMeta(
@@ -221,3 +221,11 @@ def test_pickles_and_feeds_the_pipeline(tmp_path):
     batch = make_batches(copy, (), batch_size=5, seed=0)[1]
     assert batch.keys() == {"tokens"} and batch["tokens"].shape == (5, 6)
     assert batch["tokens"].dtype == np.int32
+
+
+def test_a_cache_is_finished_when_its_meta_is_written(tmp_path):
+    assert not is_finished(tmp_path)
+    (tmp_path / "tokens-00000-of-00001.array_record").write_bytes(b"")
+    assert not is_finished(tmp_path)
+    (tmp_path / "meta.json").write_text("{}")
+    assert is_finished(tmp_path)
