@@ -122,6 +122,7 @@ class EvaluationHook:
                 self._show(done, name, picture)
         self._writer.write_scalars(done, results)
         shown = ", ".join(f"{name.rsplit('/', 1)[-1]} {value:.4g}" for name, value in results.items())
+        shown = shown or f"pictures in {self._directory / 'images'}"
         log.info("%s: step %d: %s", self._trainer.name, done, shown)
         self._latest = (done, results)
         return results
