@@ -19,7 +19,7 @@ def open_workdir(path: str, config: ConfigDict) -> Path:
 
     Args:
         path: made if it does not exist.
-        config: written to config.json on the first start, compared with it afterwards.
+        config: written to config.json at the start, compared with it once the run has made anything.
 
     Returns:
         The absolute path.
@@ -30,7 +30,8 @@ def open_workdir(path: str, config: ConfigDict) -> Path:
     directory = Path(path).expanduser().absolute()
     record = directory / "config.json"
     wanted = flatten(json.loads(config.to_json_best_effort()))
-    if record.exists():
+    # A first call that was refused (a misspelt folder, say) leaves its config alone: no run to protect.
+    if record.exists() and any(path != record for path in directory.iterdir()):
         found = flatten(read_json(record))
         differing = [
             f"{name} ({found.get(name, MISSING)} there, {wanted.get(name, MISSING)} now)"

@@ -17,6 +17,7 @@ def test_a_workdir_remembers_its_config(tmp_path, tiny_config):
 
 def test_another_config_is_refused_and_nothing_is_touched(tmp_path, tiny_config):
     directory = open_workdir(str(tmp_path / "run"), tiny_config)
+    (directory / "tokenizer").mkdir()
     before = {p: p.stat().st_mtime_ns for p in directory.rglob("*")}
     tiny_config.optim.lr = 0.5
     tiny_config.model.channels = 12
@@ -25,8 +26,17 @@ def test_another_config_is_refused_and_nothing_is_touched(tmp_path, tiny_config)
     assert before == {p: p.stat().st_mtime_ns for p in directory.rglob("*")}
 
 
+def test_a_call_that_was_refused_does_not_lock_the_workdir(tmp_path, tiny_config):
+    tiny_config.data.source = "folder:misspelt"
+    directory = open_workdir(str(tmp_path / "run"), tiny_config)
+    tiny_config.data.source = "folder:right"
+    assert open_workdir(str(directory), tiny_config) == directory
+    assert load_config(directory).data.source == "folder:right"
+
+
 def test_where_a_run_goes_may_change(tmp_path, tiny_config):
     directory = open_workdir(str(tmp_path / "run"), tiny_config)
+    (directory / "tokenizer").mkdir()
     tiny_config.mesh.fsdp = 2
     tiny_config.data.num_threads = 7
     assert open_workdir(str(directory), tiny_config) == directory

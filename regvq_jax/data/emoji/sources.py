@@ -76,13 +76,6 @@ def _pack_size(image_size: int) -> int:
     return min(size for size in SIZES if size >= image_size)
 
 
-def _fingerprint(source: "EmojiPictures | EmojiGrounds | EmojiScenes") -> str:
-    """16 hex digits of the pack's bytes and the source's parameters."""
-    digest = load_pack(_pack_size(source.image_size)).digest
-    facts = f"{type(source).__name__} {_RECIPE} {dataclasses.astuple(source)} {digest}"
-    return hashlib.sha256(facts.encode()).hexdigest()[:16]
-
-
 @functools.lru_cache(maxsize=2)
 def _members(split: str) -> list[int]:
     """Picture indices of a split, which are the same at every size."""
@@ -130,8 +123,8 @@ class _Dice:
 
 
 @dataclasses.dataclass(frozen=True)
-class EmojiPictures:
-    """The single pictures of a split, centred on white.
+class _EmojiSource:
+    """What the sources of this module share.
 
     Attributes:
         split: 'train' or 'heldout'.
@@ -146,7 +139,6 @@ class EmojiPictures:
 
     has_text = True
     has_labels = True
-    name = "emoji"
 
     def __post_init__(self) -> None:
         _check(self.split, self.image_size)
@@ -154,7 +146,19 @@ class EmojiPictures:
     @property
     def fingerprint(self) -> str:
         """16 hex digits; the same for the same data."""
-        return _fingerprint(self)
+        digest = load_pack(_pack_size(self.image_size)).digest
+        facts = f"{type(self).__name__} {_RECIPE} {dataclasses.astuple(self)} {digest}"
+        return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class EmojiPictures(_EmojiSource):
+    """The single pictures of a split, centred on white.
+
+    Attributes and errors as in `_EmojiSource`.
+    """
+
+    name = "emoji"
 
     def __len__(self) -> int:
         return len(_members(self.split))
@@ -169,34 +173,16 @@ class EmojiPictures:
 
 
 @dataclasses.dataclass(frozen=True)
-class EmojiGrounds:
+class EmojiGrounds(_EmojiSource):
     """Every picture of a split, centred, on each of the named plain grounds.
 
     Small and even: ten times as many images as pictures, so that a short training meets each drawing
     often. Captions name the ground; each image has one without and one with tags.
 
-    Attributes:
-        split: 'train' or 'heldout'.
-        image_size: 8 to 128.
-
-    Raises:
-        UserError: another split or size.
+    Attributes and errors as in `_EmojiSource`.
     """
 
-    split: str
-    image_size: int
-
-    has_text = True
-    has_labels = True
     name = "emoji-grounds"
-
-    def __post_init__(self) -> None:
-        _check(self.split, self.image_size)
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hex digits; the same for the same data."""
-        return _fingerprint(self)
 
     def __len__(self) -> int:
         return len(_members(self.split)) * len(GROUNDS)
@@ -216,7 +202,7 @@ class EmojiGrounds:
 
 
 @dataclasses.dataclass(frozen=True)
-class EmojiScenes:
+class EmojiScenes(_EmojiSource):
     """Scenes of a few emoji on plain or two-colour grounds, with true captions.
 
     A scene depends on (split, max_objects, index) alone, its resolution on image_size. Half of all
@@ -233,16 +219,11 @@ class EmojiScenes:
         UserError: a value out of range.
     """
 
-    split: str
-    image_size: int
     max_objects: int = MAX_OBJECTS
     num_scenes: int | None = None
 
-    has_text = True
-    has_labels = True
-
     def __post_init__(self) -> None:
-        _check(self.split, self.image_size)
+        super().__post_init__()
         if not 1 <= self.max_objects <= MAX_OBJECTS:
             raise UserError(
                 f"max_objects {self.max_objects} of the emoji scenes is out of range: "
@@ -257,11 +238,6 @@ class EmojiScenes:
     def name(self) -> str:
         """The spec that makes this source."""
         return f"emoji-scenes:{self.max_objects}"
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hex digits; the same for the same data."""
-        return _fingerprint(self)
 
     def __len__(self) -> int:
         return self.num_scenes
