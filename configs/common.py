@@ -1,9 +1,22 @@
 """Blocks that several configs share, and the argument after the colon of --config=FILE:ARGUMENT."""
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from regvq_jax.errors import UserError
 from regvq_jax.settings import did_you_mean
+from regvq_jax.trainers.tokenizer_settings import LossSettings, QuantizerSettings
+
+
+def quantizer(**fields) -> ConfigDict:
+    """A `quantizer` group: the defaults of `QuantizerSettings`, all visible, with `fields` over them."""
+    return ConfigDict(dataclasses.asdict(QuantizerSettings()) | fields)
+
+
+def loss(**fields) -> ConfigDict:
+    """A `loss` group: the defaults of `LossSettings`, all visible, with `fields` over them."""
+    return ConfigDict(dataclasses.asdict(LossSettings()) | fields)
 
 
 def parse_arg(arg: str | None, **defaults):

@@ -16,7 +16,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     choice = common.parse_arg(arg, tiny=False, size=64, objects=4)
     config = quickstart.get_config()
     config.data.update(source=f"emoji-scenes:{choice.objects}", image_size=choice.size)
-    config.model.update(codebook_size=1024, code_dim=256, channels=64, latent_channels=256)
+    config.quantizer.update(codebook_size=1024, code_dim=256)
+    config.model.update(channels=64, latent_channels=256)
     # Every halving of the grid is a level: the tokens stay 16x16.
     config.model.multipliers = {64: (1, 2, 4), 128: (1, 2, 2, 4)}[choice.size]
     config.model.num_res_blocks = 2

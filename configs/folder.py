@@ -17,9 +17,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     choice = common.parse_arg(arg, tiny=False)
     config = quickstart.get_config()
     config.data.update(source="folder:images", image_size=256, random_crop=True, flip=True, num_threads=16)
+    config.quantizer.update(codebook_size=1024, code_dim=256)
     config.model.update(
-        codebook_size=1024,
-        code_dim=256,
         channels=128,
         multipliers=(1, 1, 2, 2, 4),
         num_res_blocks=2,

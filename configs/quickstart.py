@@ -19,6 +19,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.seed = 0
     config.stages = ("tokenizer", "tokens", "prior", "report")
     config.mesh = dict(data=-1, fsdp=1)
+    config.tokenizer = ""  # A tokenizer file takes the place of stage one.
 
     config.data = dict(
         source="emoji-grounds",
@@ -32,27 +33,24 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     # Stage one: the tokenizer.
     config.model = dict(
-        codebook_size=256,
-        code_dim=32,
+        architecture="taming",
         channels=16,
         multipliers=(1, 2, 2),
         num_res_blocks=1,
         attention_levels=(),
         middle_attention=True,
         latent_channels=64,
+        norm_groups=0,
+        remat=False,
         dtype="float32",
     )
     config.discriminator = dict(channels=16, num_layers=2, dtype="float32")
-    config.features = dict(channels=(16, 32, 64), dtype="float32")
-    config.quantizer = dict(mask_ratio=0.4, temperature=1.0)
-    config.loss = dict(
-        l1_weight=1.0,
+    config.features = dict(name="random", weights="", channels=(16, 32, 64), dtype="float32")
+    config.quantizer = common.quantizer(codebook_size=256, code_dim=32)
+    config.loss = common.loss(
         perceptual_weight=0.2,
         prior_kl_weight=0.006,
-        prior_kl_scope="batch",
-        cl_weight=0.0,
         pcl_weight=0.05,
-        contrastive_temperature=0.07,
         contrastive_places=64,
         adversarial_weight=0.1,
         adversarial_start_step=720,
@@ -76,7 +74,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         accumulation_slices=1,
         ema_decay=0.995,
     )
-    config.evals = dict(reconstruction=dict(every_steps=400, num_shown=32))
+    config.evals = dict(reconstruction=dict(every_steps=400, num_shown=32, lpips=""))
 
     # Stage two: the prior over the tokens of all 14,130 images.
     config.tokens = dict(max_train_examples=16384, batch_size=64, shard_size=4096)
@@ -152,7 +150,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def make_tiny(config: ConfigDict) -> None:
     """Shrinks every size in place; the road stays the same."""
-    config.model.update(codebook_size=32, code_dim=8, channels=8, latent_channels=16, multipliers=(1, 1, 2))
+    config.model.update(channels=8, latent_channels=16, multipliers=(1, 1, 2))
+    config.quantizer.update(codebook_size=32, code_dim=8)
     config.discriminator.update(channels=8, num_layers=1)
     config.features.update(channels=(8, 8))
     config.loss.update(adversarial_start_step=4, adversarial_ramp_steps=2)

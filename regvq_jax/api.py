@@ -1,6 +1,6 @@
-"""The user's door: trained tokenizers and priors from a workdir, in Python."""
+"""The user's door: trained tokenizers and priors, from a workdir or a file, in Python."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from regvq_jax.evaluate.samples import (
     decode_codes,
     encode_captions,
     sample_tokens,
+    split_levels,
 )
+from regvq_jax.interop.tokenizer_file import save_tokenizer
 from regvq_jax.models.prior import PriorNet
 from regvq_jax.models.tokenizer import ImageTokenizer
 from regvq_jax.settings import from_config
-from regvq_jax.trained import load_prior, load_tokenizer
+from regvq_jax.trained import load_prior, load_tokenizer, open_tokenizer
 from regvq_jax.workdir import load_config
 
 PyTree = Any
@@ -31,25 +33,41 @@ class Tokenizer:
     Attributes:
         codebook_size: K, number of codes.
         downsampling: pixels a token, along one side.
+        depth: R, codes a token; more than 1 for a residual tokenizer.
     """
 
     def __init__(self, model: ImageTokenizer, params: PyTree):
-        self.codebook_size = model.codebook_size
+        self.codebook_size = model.quantizer.codebook_size
         self.downsampling = model.downsampling
-        self._params = params
+        self.depth = model.quantizer.depth
+        self._model, self._params = model, params
         self._encode = jax.jit(partial(_encode, model))
         self._decode = jax.jit(partial(decode_codes, model))
 
     @classmethod
-    def load(cls, workdir: str | Path) -> "Tokenizer":
-        """The averaged tokenizer of the newest stage-one checkpoint in a workdir.
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """The tokenizer of a run, averaged and of its newest checkpoint, or that of an exported file.
+
+        Args:
+            path: a workdir, or a .safetensors file of `save`, of `regvq_jax.prune` or of an import.
 
         Raises:
-            UserError: the directory is not a workdir or holds no checkpoint.
+            UserError: there is no such path; the directory is not a workdir or holds no checkpoint; or the
+                file is no tokenizer.
         """
-        directory = Path(workdir).expanduser().absolute()
-        config = load_config(directory)
-        return cls(*load_tokenizer(config, directory))
+        return cls(*open_tokenizer(Path(path).expanduser().absolute()))
+
+    def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+        """Writes the tokenizer to one .safetensors file, for `load` or a config's `tokenizer` field.
+
+        Args:
+            path: of the file; its directory exists.
+            metadata: anything that JSON can say, kept in the file.
+
+        Raises:
+            UserError: no space, no permission, or no such directory.
+        """
+        save_tokenizer(Path(path).expanduser(), self._model, self._params, metadata)
 
     def encode(self, images: jax.Array) -> jax.Array:
         """Images to codes.
@@ -58,10 +76,11 @@ class Tokenizer:
             images: float [B, H, W, 3] in [-1, 1]; H and W multiples of `downsampling`.
 
         Returns:
-            int32 [B, H / downsampling, W / downsampling], best-matching codes.
+            int32 [B, H / downsampling, W / downsampling], best-matching codes; of a residual tokenizer
+            [..., R], the coarsest first.
 
         Raises:
-            UserError: another shape, dtype or range.
+            UserError: another shape or dtype.
         """
         if images.ndim != 4 or images.shape[-1] != 3 or not jnp.issubdtype(images.dtype, jnp.floating):
             raise UserError(
@@ -79,7 +98,7 @@ class Tokenizer:
         """Codes to images.
 
         Args:
-            codes: int [B, h, w] in [0, K).
+            codes: int [B, h, w] in [0, K); for a residual tokenizer [B, h, w, R].
 
         Returns:
             float32 [B, h * downsampling, w * downsampling, 3] in [-1, 1].
@@ -88,9 +107,12 @@ class Tokenizer:
             UserError: another shape or dtype, or a code outside the codebook.
         """
         codes = np.asarray(codes)
-        if codes.ndim != 3 or not np.issubdtype(codes.dtype, np.integer):
+        levels = () if self.depth == 1 else (self.depth,)
+        right_shape = codes.ndim == 3 + len(levels) and codes.shape[3:] == levels
+        if not right_shape or not np.issubdtype(codes.dtype, np.integer):
+            shape = ", ".join(["B", "h", "w", *map(str, levels)])
             raise UserError(
-                f"Tokenizer.decode takes int codes [B, h, w], got {codes.dtype} {list(codes.shape)}."
+                f"Tokenizer.decode takes int codes [{shape}], got {codes.dtype} {list(codes.shape)}."
             )
         if codes.size and not (0 <= codes.min() and codes.max() < self.codebook_size):
             raise UserError(
@@ -117,9 +139,10 @@ class Prior:
         """
         directory = Path(workdir).expanduser().absolute()
         config = load_config(directory)
-        model, params = load_prior(config, directory)
+        network, tokenizer_params = load_tokenizer(config, directory)
+        model, params = load_prior(config, directory, network)
         settings = from_config(SampleSettings, config.sample, "sample")
-        return cls(model, params, Tokenizer.load(workdir), settings)
+        return cls(model, params, Tokenizer(network, tokenizer_params), settings)
 
     def sample(
         self,
@@ -156,9 +179,9 @@ class Prior:
         chosen = from_config(SampleSettings, values, "sample")
         keys = jax.random.split(key, len(text) if conditional else num_images)
         text_tokens = encode_captions(self._model, text or ())
-        return self.tokenizer.decode(self._sample(chosen, self._params, keys, text_tokens))
+        tokens = self._sample(chosen, self._params, keys, text_tokens)
+        return self.tokenizer.decode(split_levels(self.tokenizer._model, tokens))
 
 
 def _encode(model: ImageTokenizer, params: PyTree, images: jax.Array) -> jax.Array:
-    logits = model.apply({"params": params}, images, method="encode")
-    return jnp.argmax(logits, -1).astype(jnp.int32)
+    return model.apply({"params": params}, images, method="encode")

@@ -50,16 +50,21 @@ def to_jsonable(value: Any) -> Any:
 
 
 def write_text_atomic(path: epath.PathLike, text: str) -> None:
-    """Writes a text file so that a reader, or a kill at any moment, finds the old or the new one.
+    """Writes a text file in UTF-8; see `write_bytes_atomic`."""
+    write_bytes_atomic(path, text.encode())
+
+
+def write_bytes_atomic(path: epath.PathLike, content: bytes) -> None:
+    """Writes a file so that a reader, or a kill at any moment, finds the old or the new one.
 
     Raises:
-        UserError: no space or no permission.
+        UserError: no space, no permission, or no such directory.
     """
     path = epath.Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with report_write_errors(path):
         try:
-            partial.write_text(text)
+            partial.write_bytes(content)
             partial.replace(path)
         except OSError:
             partial.unlink(missing_ok=True)

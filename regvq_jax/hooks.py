@@ -13,6 +13,7 @@ from PIL import Image
 
 from regvq_jax.checkpoint import Checkpoints
 from regvq_jax.errors import UserError
+from regvq_jax.files import write_json_atomic
 from regvq_jax.metrics import average, first_nonfinite
 from regvq_jax.state import TrainState
 
@@ -120,6 +121,9 @@ class EvaluationHook:
             results |= evaluation.metrics
             for name, picture in evaluation.images.items():
                 self._show(done, name, picture)
+            if jax.process_index() == 0:
+                for name, record in evaluation.records.items():
+                    write_json_atomic(self._directory / f"{name}.json", {"step": done} | record)
         self._writer.write_scalars(done, results)
         shown = ", ".join(f"{name.rsplit('/', 1)[-1]} {value:.4g}" for name, value in results.items())
         shown = shown or f"pictures in {self._directory / 'images'}"

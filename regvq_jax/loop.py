@@ -70,6 +70,9 @@ class Trainer(Protocol):
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update; pure, for `jit`."""
 
+    def make_watches(self, metrics_path: Path) -> tuple[Callable[[int, dict[str, float]], None], ...]:
+        """What looks at every window's and every evaluation's numbers, and may warn or end the training."""
+
 
 class Preempted(Exception):
     """The system asked the run to end; everything is saved, and the same command goes on."""
@@ -110,6 +113,7 @@ def train(
         if lead:
             overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
             write_text_atomic(directory / "parameters.txt", overview + "\n")
+        watches = trainer.make_watches(directory / "metrics.jsonl")
         if start < settings.total_steps:
             step_fn = compile_step(trainer, state, frozen, batches[start], mesh)
         evaluate = EvaluationHook(trainer, frozen, mesh, directory, writer)
@@ -136,8 +140,13 @@ def train(
                     means = window.flush(done)
                     writer.write_scalars(done, means)
                     progress.update(done, loss=means["train/loss"])
+                    for watch in watches:
+                        watch(done, means)
                 if evaluators:
-                    results |= evaluate(done, state, evaluators)
+                    evaluation = evaluate(done, state, evaluators)
+                    results |= evaluation
+                    for watch in watches:
+                        watch(done, evaluation)
                 if save_due:
                     meta = {"data_position": done, "seconds": window.seconds}
                     checkpoints.save(done, state, meta, evaluate.metrics_of(done))

@@ -35,8 +35,9 @@ def from_config(cls: type[T], group: Mapping[str, Any], field: str) -> T:
     Raises:
         UserError: a name that `cls` does not have, or a required one that is missing.
     """
-    # "parent" and "name" are Linen's own, not settings of a module.
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in ("parent", "name")}
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    if "parent" in fields:  # Linen's own, not settings of a module.
+        del fields["parent"], fields["name"]
     for name in group:
         if name not in fields:
             raise UserError(f"config.{field}.{name} is unknown.{did_you_mean(name, list(fields))}")

@@ -8,7 +8,6 @@ from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
@@ -55,14 +54,17 @@ def run(
 
 
 def run_tokenizer(config, workdir, mesh, profile_steps) -> None:
-    """Stage one: images to a tokenizer in workdir/tokenizer."""
+    """Stage one: images to a tokenizer in workdir/tokenizer, unless the config brings one."""
+    if config.tokenizer:
+        log.info("tokenizer is that of %s", config.tokenizer)
+        return
     run_training(lambda: build.make_tokenizer_trainer(config), workdir / "tokenizer", mesh, profile_steps)
 
 
 def run_tokens(config, workdir, mesh, profile_steps) -> None:
     """Encodes the train and held-out images once, with best-matching codes, into workdir/tokens."""
     del mesh, profile_steps
-    require_finished(workdir, "tokenizer")
+    require_tokenizer(config, workdir)
     model, params = load_tokenizer(config, workdir)
     if jax.process_index() == 0:
         for split, limit in (("train", config.tokens.max_train_examples), ("heldout", None)):
@@ -90,10 +92,9 @@ def cache_tokens(
     """
     source = build.open_source(config, split)
     num_examples = len(source) if limit is None else min(limit, len(source))
-    side = config.data.image_size // model.downsampling
     meta = TokenMeta(
-        codebook_size=model.codebook_size,
-        grid=(side, side),
+        codebook_size=model.quantizer.codebook_size,
+        grid=build.token_grid(config, model),
         tokenizer_hash=build.hash_params(params),
         data_fingerprint=source.fingerprint,
         split=split,
@@ -129,17 +130,20 @@ def cache_tokens(
 
 
 def best_codes(model: ImageTokenizer, params: PyTree, images: jax.Array) -> jax.Array:
-    """uint8 [B, H, W, 3] to the best-matching codes, int32 [B, h, w]."""
-    logits = model.apply({"params": params}, to_unit_range(images), method="encode")
-    return jnp.argmax(logits, -1).astype(jnp.int32)
+    """uint8 [B, H, W, 3] to the best-matching codes, int32 [B, h, w * depth]."""
+    codes = model.apply({"params": params}, to_unit_range(images), method="encode")
+    # A residual tokenizer's levels stand side by side: [B, h, w, R] becomes [B, h, w * R].
+    return codes.reshape(*codes.shape[:2], -1)
 
 
 def run_prior(config, workdir, mesh, profile_steps) -> None:
     """Stage two: tokens to a prior in workdir/prior."""
     make = choose(build.PRIORS, config.prior.name, "prior.name")
-    require_finished(workdir, "tokenizer")
-    _, params = load_tokenizer(config, workdir)
-    run_training(lambda: make(config, workdir / "tokens", params), workdir / "prior", mesh, profile_steps)
+    require_tokenizer(config, workdir)
+    model, params = load_tokenizer(config, workdir)
+    run_training(
+        lambda: make(config, workdir / "tokens", model, params), workdir / "prior", mesh, profile_steps
+    )
 
 
 def run_report(config, workdir, mesh, profile_steps) -> None:
@@ -164,10 +168,10 @@ def run_training(make_trainer: Callable[[], Any], directory: Path, mesh, profile
     loop.train(make_trainer(), directory, mesh, profile_steps)
 
 
-def require_finished(workdir: Path, stage: str) -> None:
-    """Raises UserError unless a training stage of this workdir is finished."""
-    if loop.read_result(workdir / stage) is None:
+def require_tokenizer(config: ConfigDict, workdir: Path) -> None:
+    """Raises UserError unless stage one of this workdir is finished, or `config.tokenizer` replaces it."""
+    if not config.tokenizer and loop.read_result(workdir / "tokenizer") is None:
         raise UserError(
-            f'The stage "{stage}" of {workdir} is not finished, and this stage starts from its result; '
-            f"run it first (--stage={stage}, or no --stage at all)."
+            f'The stage "tokenizer" of {workdir} is not finished, and this stage starts from its result; '
+            "run it first (--stage=tokenizer, or no --stage at all)."
         )

@@ -21,18 +21,21 @@ class TrainState:
         params: parameters by network, e.g. {"tokenizer": ..., "discriminator": ...}.
         opt_state: optimiser state by network, with the same keys.
         ema: exponential moving average of the networks that are used after training.
+        statistics: what a trainer observes over time without a gradient, by name.
     """
 
     step: jax.Array
     params: dict[str, PyTree]
     opt_state: dict[str, PyTree]
     ema: dict[str, PyTree]
+    statistics: dict[str, PyTree]
 
 
 def init_state(
     params: dict[str, PyTree],
     optimizers: dict[str, optax.GradientTransformation],
     averaged: tuple[str, ...],
+    statistics: dict[str, PyTree] | None = None,
 ) -> TrainState:
     """A fresh state at step 0.
 
@@ -40,6 +43,7 @@ def init_state(
         params: initial parameters by network.
         optimizers: optimiser by network, with the same keys.
         averaged: the networks that keep an exponential moving average.
+        statistics: initial ones, none by default.
     """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -47,6 +51,7 @@ def init_state(
         opt_state={name: optimizers[name].init(params[name]) for name in params},
         # A copy, since the step donates both trees and one buffer cannot be donated twice.
         ema={name: jax.tree.map(jnp.copy, params[name]) for name in averaged},
+        statistics=statistics or {},
     )
 
 

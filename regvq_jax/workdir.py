@@ -11,7 +11,13 @@ from regvq_jax.files import check_writable, read_json, write_json_atomic
 
 MISSING = "(absent)"
 # Where and how fast a run goes, not what it computes: these may differ when it goes on.
-FREE_FIELDS = ("mesh.", "data.num_threads", "data.num_workers", "stages")
+FREE_FIELDS = (
+    "mesh.",
+    "data.num_threads",
+    "data.num_workers",
+    "stages",
+    "loss.discriminator_patience_steps",
+)
 
 
 def open_workdir(path: str, config: ConfigDict) -> Path:

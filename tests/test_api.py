@@ -5,6 +5,10 @@ import pytest
 
 from regvq_jax import Prior, Tokenizer
 from regvq_jax.errors import UserError
+from regvq_jax.interop.tokenizer_file import load_tokenizer_file, param_shapes
+from regvq_jax.models.quantizer import Quantizer
+from regvq_jax.models.tokenizer import ImageTokenizer
+from regvq_jax.trained import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +81,48 @@ def test_wrong_sampling(prior):
         prior.sample(jax.random.key(0), text=["a"], step=4)
 
 
+def test_a_saved_tokenizer_is_the_same_one(tokenizer, tmp_path):
+    path = tmp_path / "tokenizer.safetensors"
+    tokenizer.save(path, {"note": "of a test"})
+    loaded = Tokenizer.load(str(path))
+    images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3), minval=-1.0)
+    codes = tokenizer.encode(images)
+    np.testing.assert_array_equal(loaded.encode(images), codes)
+    np.testing.assert_array_equal(loaded.decode(codes), tokenizer.decode(codes))
+    assert load_tokenizer_file(path)[2] == {"note": "of a test"}
+
+
+def test_a_residual_tokenizer_has_several_codes_a_token():
+    model = ImageTokenizer(
+        Quantizer("nearest", codebook_size=8, code_dim=4, depth=3),
+        channels=4, multipliers=(1, 1), num_res_blocks=1, attention_levels=(), latent_channels=4,
+    )  # fmt: skip
+    params = jax.tree.map(lambda x: 0.1 * np.ones(x.shape, x.dtype), param_shapes(model))
+    tokenizer = Tokenizer(model, params)
+    codes = tokenizer.encode(np.zeros((1, 4, 6, 3), np.float32))
+    assert codes.shape == (1, 2, 3, 3) and tokenizer.depth == 3
+    assert tokenizer.decode(codes).shape == (1, 4, 6, 3)
+    for wrong in (codes[..., 0], codes[..., :2]):
+        with pytest.raises(UserError, match=r"takes int codes \[B, h, w, 3\]"):
+            tokenizer.decode(wrong)
+
+
+def test_a_config_may_name_a_tokenizer_file(tiny_config, tokenizer, tmp_path):
+    path = tmp_path / "tokenizer.safetensors"
+    tokenizer.save(path)
+    tiny_config.tokenizer = str(path)
+    model, _ = load_tokenizer(tiny_config, tmp_path / "no-run")
+    assert model.quantizer.codebook_size == 32
+    tiny_config.data.image_size = 30
+    with pytest.raises(UserError, match="image_size=30 is not a multiple of 4"):
+        load_tokenizer(tiny_config, tmp_path)
+    tiny_config.tokenizer = str(tmp_path / "missing.safetensors")
+    with pytest.raises(UserError, match="Cannot read .*missing.safetensors"):
+        load_tokenizer(tiny_config, tmp_path)
+
+
 def test_loading_from_a_wrong_place(tmp_path):
     with pytest.raises(UserError, match="no config.json"):
         Tokenizer.load(tmp_path)
+    with pytest.raises(UserError, match="Cannot read .*missing"):
+        Tokenizer.load(tmp_path / "missing")

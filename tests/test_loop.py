@@ -88,6 +88,9 @@ class ToyTrainer:
     def init_frozen(self):
         return {"scale": np.float32(0.01)}
 
+    def make_watches(self, metrics_path):
+        return ()
+
     def train_step(self, state, batch, frozen):
         noise = jax.random.normal(rng.step_key(self.seed, "noise", state.step), (3,))
         params = state.params["toy"]

@@ -11,7 +11,7 @@ def test_a_workdir_remembers_its_config(tmp_path, tiny_config):
     directory = open_workdir(str(tmp_path / "a" / "run"), tiny_config)
     assert open_workdir(str(directory), tiny_config) == directory
     loaded = load_config(directory)
-    assert loaded.model.codebook_size == tiny_config.model.codebook_size
+    assert loaded.quantizer.codebook_size == tiny_config.quantizer.codebook_size
     assert tuple(loaded.model.multipliers) == tuple(tiny_config.model.multipliers)
 
 

@@ -1,5 +1,7 @@
 """How evenly the codes of a codebook are used."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,3 +64,23 @@ def dead_codes(counts: np.ndarray) -> np.ndarray:
         int64 [number of them], ascending.
     """
     return np.flatnonzero(np.asarray(counts) == 0)
+
+
+def codebook_report(counts: np.ndarray) -> dict[str, Any]:
+    """The health of a codebook as JSON: the figures, the list of dead codes, and the counts themselves.
+
+    Args:
+        counts: int [K].
+
+    Returns:
+        {"codebook_size", "tokens", "usage", "perplexity", "dead_codes": list, "counts": list of K}.
+    """
+    counts = np.asarray(counts)
+    return {
+        "codebook_size": len(counts),
+        "tokens": int(counts.sum()),
+        "usage": usage(counts),
+        "perplexity": perplexity(counts),
+        "dead_codes": dead_codes(counts).tolist(),
+        "counts": counts.tolist(),
+    }

@@ -36,7 +36,7 @@ class MaskedLoss:
     schedule_fn: Callable[[jax.Array], jax.Array]
     every_steps: int = 1000
     num_masks: int = 4
-    name: str = "prior_loss"
+    name: str = dataclasses.field(default="prior_loss", init=False)
 
     @cached_property
     def _batch_sums(self):

@@ -5,15 +5,18 @@ from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from regvq_jax import quantize, sharding
+from regvq_jax import losses, sharding
 from regvq_jax.data.ranges import to_uint8, to_unit_range
 from regvq_jax.evaluate import sheets
-from regvq_jax.evaluate.codebook import count_codes, perplexity, usage
+from regvq_jax.evaluate.codebook import codebook_report, count_codes, perplexity, usage
 from regvq_jax.evaluate.result import Evaluation
+from regvq_jax.interop.perceptual_weights import load_lpips
+from regvq_jax.models.quantizer import IMPLICIT_KINDS
 from regvq_jax.models.tokenizer import ImageTokenizer
 
 PyTree = Any
@@ -43,27 +46,42 @@ class Reconstruction:
         batches: starts one pass over the set: {"image": uint8 [B, H, W, 3], "valid": bool [B]}.
         every_steps: how often.
         num_shown: images on the sheet.
+        lpips: also measure LPIPS with this network, "vgg16" or "alexnet"; "" = do not.
     """
 
     model: ImageTokenizer
     batches: Callable[[], Iterator[dict[str, np.ndarray]]]
     every_steps: int = 1000
     num_shown: int = 16
-    name: str = "reconstruction"
+    lpips: str = ""
+    name: str = dataclasses.field(default="reconstruction", init=False)
+
+    @cached_property
+    def _lpips(self) -> tuple[Any, PyTree]:
+        """(network, parameters), or (None, {})."""
+        return load_lpips(self.lpips) if self.lpips else (None, {})
 
     @cached_property
     def _evaluate_batch(self):
-        return jax.jit(partial(evaluate_batch, self.model))
+        return jax.jit(partial(evaluate_batch, self.model, self._lpips[0]))
+
+    @cached_property
+    def _code_vectors(self):
+        return jax.jit(lambda params: self.model.apply({"params": params}, method="code_vectors"))
 
     def __call__(self, ema: dict[str, PyTree], frozen: PyTree, mesh: jax.sharding.Mesh) -> Evaluation:
-        """Metrics `eval/reconstruction/{l1,psnr,images}` and `codebook/{usage,perplexity,tokens}`.
+        """Metrics `eval/reconstruction/{l1,psnr,lpips,images}` and `codebook/{usage,perplexity,tokens}`.
 
-        L1 is in units of images in [-1, 1], PSNR in dB, perplexity in codes.
+        L1 is in units of images in [-1, 1], PSNR in dB, perplexity in codes. The record `codebook` lists how
+        often each code occurs, and the dead ones.
         """
+        lpips_params = jax.device_put(self._lpips[1], sharding.replicated(mesh))
         totals, shown = None, []
         for batch in self.batches():
             images = batch["image"]
-            sums, reconstructions = self._evaluate_batch(ema["tokenizer"], sharding.put_batch(batch, mesh))
+            sums, reconstructions = self._evaluate_batch(
+                ema["tokenizer"], lpips_params, sharding.put_batch(batch, mesh)
+            )
             sums = jax.device_get(sums)
             totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
             if sum(map(len, shown)) < self.num_shown:
@@ -79,38 +97,59 @@ class Reconstruction:
             "codebook/perplexity": perplexity(counts),
             "codebook/tokens": float(counts.sum()),
         }
+        if self.lpips:
+            metrics[f"eval/reconstruction/lpips_{self.lpips}"] = float(totals["lpips"] / totals["images"])
         pairs = np.concatenate(shown)[: self.num_shown]
         pictures = {
             "reconstructions": np.asarray(sheets.reconstruction_sheet(pairs[:, 0], pairs[:, 1])),
-            "codebook": np.asarray(sheets.codebook_chart(counts)),
+            "codebook": np.asarray(sheets.codebook_chart(counts, self._drawn_codebook(ema["tokenizer"]))),
         }
-        return Evaluation(metrics, pictures)
+        return Evaluation(metrics, pictures, {"codebook": codebook_report(counts)})
+
+    def _drawn_codebook(self, params: PyTree) -> np.ndarray | None:
+        """The code vectors, where they are learned."""
+        if self.model.quantizer.kind in IMPLICIT_KINDS:
+            return None
+        return np.asarray(self._code_vectors(params))
 
 
 def evaluate_batch(
-    model: ImageTokenizer, params: PyTree, batch: dict[str, jax.Array]
+    model: ImageTokenizer,
+    lpips: nn.Module | None,
+    params: PyTree,
+    lpips_params: PyTree,
+    batch: dict[str, jax.Array],
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Sums over the valid images of one batch, and the reconstructions.
 
     Args:
         model: the tokenizer network.
-        params: its parameters.
+        lpips: the LPIPS network, or None.
+        params: of the tokenizer.
+        lpips_params: of the LPIPS network, with its heads.
         batch: {"image": uint8 [B, H, W, 3], "valid": bool [B]}.
 
     Returns:
-        ({"l1", "psnr", "images": float32 [], "code_counts": int32 [K]}, uint8 [B, H, W, 3]).
+        ({"l1", "psnr", "images", "lpips" if measured: float32 [], "code_counts": int32 [K]},
+        uint8 [B, H, W, 3]).
     """
     images, valid = batch["image"], batch["valid"]
-    logits = model.apply({"params": params}, to_unit_range(images), method="encode")
-    out = quantize.deterministic(logits, params["codebook"])
-    decoded = model.apply({"params": params}, out.quantized, method="decode")
+
+    def reconstruct(module, images):
+        out = module.quantize(module.encode_features(images))
+        return module.decode(out.quantized), out.codes
+
+    decoded, codes = model.apply({"params": params}, to_unit_range(images), method=reconstruct)
     reconstructions = to_uint8(decoded)
-    difference = to_unit_range(images) - to_unit_range(reconstructions)
-    l1 = jnp.mean(jnp.abs(difference), axis=(1, 2, 3))
-    sums = {
-        "l1": jnp.sum(jnp.where(valid, l1, 0.0)),
-        "psnr": jnp.sum(jnp.where(valid, psnr(images, reconstructions), 0.0)),
-        "images": jnp.sum(valid.astype(jnp.float32)),
-        "code_counts": count_codes(out.codes, model.codebook_size, valid),
+    originals, rounded = to_unit_range(images), to_unit_range(reconstructions)
+    distances = {
+        "l1": jnp.mean(jnp.abs(originals - rounded), axis=(1, 2, 3)),
+        "psnr": psnr(images, reconstructions),
+        "images": jnp.ones(valid.shape, jnp.float32),
     }
+    if lpips is not None:
+        taps = [lpips.apply({"params": lpips_params["features"]}, x) for x in (originals, rounded)]
+        distances["lpips"] = losses.lpips(*taps, lpips_params["heads"])
+    sums = {name: jnp.sum(jnp.where(valid, x, 0.0)) for name, x in distances.items()}
+    sums["code_counts"] = count_codes(codes, model.quantizer.codebook_size, valid)
     return sums, reconstructions

@@ -3,10 +3,12 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from regvq_jax.files import read_json
+from regvq_jax.metric_writers import read_jsonl
 
 # Table rows: stage, label, tag in the stage's result, format.
 ROWS = (
@@ -15,6 +17,8 @@ ROWS = (
     ("tokenizer", "held-out images", "eval/reconstruction/images", "{:,.0f}"),
     ("tokenizer", "reconstruction L1, images in [-1, 1]", "eval/reconstruction/l1", "{:.4f}"),
     ("tokenizer", "reconstruction PSNR, dB", "eval/reconstruction/psnr", "{:.2f}"),
+    ("tokenizer", "reconstruction LPIPS, VGG16", "eval/reconstruction/lpips_vgg16", "{:.4f}"),
+    ("tokenizer", "reconstruction LPIPS, AlexNet", "eval/reconstruction/lpips_alexnet", "{:.4f}"),
     ("tokenizer", "codebook usage, %", "codebook/usage_percent", "{:.1f}"),
     ("tokenizer", "codebook perplexity", "codebook/perplexity", "{:.1f}"),
     ("prior", "steps", "step", "{:,.0f}"),
@@ -24,9 +28,10 @@ ROWS = (
 )
 PICTURES = (
     ("tokenizer", "reconstructions", "originals above reconstructions"),
-    ("tokenizer", "codebook", "how often each code is used"),
+    ("tokenizer", "codebook", "how often each code is used, and where it lies"),
     ("prior", "samples", "captions under pictures"),
 )
+MAX_HISTORY_ROWS = 8
 
 
 def write_report(workdir: Path, console: Console | None = None) -> list[Path]:
@@ -53,6 +58,8 @@ def write_report(workdir: Path, console: Console | None = None) -> list[Path]:
         if tag in values:
             table.add_row(stage, label, style.format(values[tag]))
     console.print(table)
+    if (workdir / "tokenizer" / "metrics.jsonl").exists():
+        console.print(codebook_history(workdir / "tokenizer" / "metrics.jsonl"))
 
     paths: dict[Path, str] = {}
     for stage, name, meaning in PICTURES:
@@ -61,6 +68,8 @@ def write_report(workdir: Path, console: Console | None = None) -> list[Path]:
             path = workdir / f"{name}.png"
             shutil.copyfile(pictures[-1], path)
             paths[path] = meaning
+    if (workdir / "tokenizer" / "codebook.json").exists():
+        paths[workdir / "tokenizer" / "codebook.json"] = "how often each code is used, and the dead ones"
     for stage in results:
         paths[workdir / stage / "metrics.jsonl"] = f"every figure of the {stage} training"
         paths[workdir / stage / "checkpoints"] = f"checkpoints of the {stage}"
@@ -70,3 +79,22 @@ def write_report(workdir: Path, console: Console | None = None) -> list[Path]:
     for path, meaning in paths.items():
         console.print(f"{path}  ({meaning})", highlight=False)
     return list(paths)
+
+
+def codebook_history(metrics: Path) -> Table:
+    """How the codebook opened or collapsed over a training, from first to last evaluation.
+
+    Args:
+        metrics: the training's metrics.jsonl.
+
+    Returns:
+        A table of at most `MAX_HISTORY_ROWS` evaluations, evenly chosen.
+    """
+    evaluations = [line for line in read_jsonl(metrics) if "codebook/usage" in line]
+    count = min(MAX_HISTORY_ROWS, len(evaluations))
+    table = Table("step", "usage, %", "perplexity", title="The codebook over the training")
+    for index in np.linspace(0, len(evaluations) - 1, count).round().astype(int):
+        line = evaluations[index]
+        usage, perplexity = 100 * line["codebook/usage"], line["codebook/perplexity"]
+        table.add_row(f"{line['step']:,}", f"{usage:.1f}", f"{perplexity:.1f}")
+    return table

@@ -1,6 +1,6 @@
 """What every evaluator returns."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,9 @@ class Evaluation(NamedTuple):
     Attributes:
         metrics: numbers by tag.
         images: pictures by file name without its ending, uint8 [H, W, 3].
+        records: what else is worth keeping of the newest evaluation, by file name without its ending; JSON.
     """
 
     metrics: dict[str, float]
     images: dict[str, np.ndarray]
+    records: dict[str, Any] = {}

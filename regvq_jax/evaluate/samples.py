@@ -60,7 +60,7 @@ def sample_tokens(
         text_tokens: int32 [B, L], or None for an unconditional model.
 
     Returns:
-        int32 [B, h, w] codes.
+        int32 [B, h, w] tokens.
     """
     height, width = model.grid
     rows = keys.shape[0]
@@ -87,8 +87,14 @@ def sample_tokens(
     return tokens.reshape(rows, height, width)
 
 
+def split_levels(model: ImageTokenizer, tokens: jax.Array) -> jax.Array:
+    """A grid of tokens to codes: int32 [B, h, w * R] -> [B, h, w, R], unchanged where depth R is 1."""
+    depth = model.quantizer.depth
+    return tokens if depth == 1 else tokens.reshape(*tokens.shape[:2], -1, depth)
+
+
 def decode_codes(model: ImageTokenizer, params: PyTree, codes: jax.Array) -> jax.Array:
-    """Codes int32 [B, h, w] to images float32 [B, H, W, 3], clipped to [-1, 1]."""
+    """Codes int32 [B, h, w] (, R) to images float32 [B, H, W, 3], clipped to [-1, 1]."""
 
     def lookup_and_decode(module, codes):
         return module.decode(module.lookup(codes))
@@ -114,12 +120,13 @@ class Samples:
     settings: SampleSettings
     every_steps: int = 1000
     seed: int = 0
-    name: str = "samples"
+    name: str = dataclasses.field(default="samples", init=False)
 
     @cached_property
     def _draw(self):
         def draw(params, tokenizer_params, keys, text_tokens):
-            codes = sample_tokens(self.model, self.settings, params, keys, text_tokens)
+            tokens = sample_tokens(self.model, self.settings, params, keys, text_tokens)
+            codes = split_levels(self.tokenizer, tokens)
             return to_uint8(decode_codes(self.tokenizer, tokenizer_params, codes))
 
         return jax.jit(draw)

@@ -16,3 +16,17 @@ def l1_loss(images: jax.Array, reconstructions: jax.Array) -> jax.Array:
     """
     difference = images.astype(jnp.float32) - reconstructions.astype(jnp.float32)
     return jnp.mean(jnp.abs(difference))
+
+
+def l2_loss(images: jax.Array, reconstructions: jax.Array) -> jax.Array:
+    """Mean squared difference.
+
+    Args:
+        images: float [B, H, W, 3].
+        reconstructions: float [B, H, W, 3].
+
+    Returns:
+        float32 [], in the units of the images squared.
+    """
+    difference = images.astype(jnp.float32) - reconstructions.astype(jnp.float32)
+    return jnp.mean(jnp.square(difference))

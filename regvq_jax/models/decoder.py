@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from regvq_jax.models.layers import AttentionBlock, Dtype, ResBlock, Upsample, group_norm
+from regvq_jax.models.layers import AttentionBlock, Dtype, ResBlock, Upsample, apply_block, group_norm
 
 
 class Decoder(nn.Module):
@@ -22,6 +22,8 @@ class Decoder(nn.Module):
     num_res_blocks: int = 2
     attention_levels: Sequence[int] = (4,)
     middle_attention: bool = True
+    norm_groups: int = 0
+    remat: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -29,15 +31,21 @@ class Decoder(nn.Module):
         """float [B, h, w, D] -> float [B, H, W, channels * multipliers[0]]."""
         width = self.channels * self.multipliers[-1]
         x = nn.Conv(width, (3, 3), dtype=self.dtype, name="conv_in")(quantized)
-        x = ResBlock(width, self.dtype)(x)
+        x = self._residual(x, width)
         if self.middle_attention:
-            x = AttentionBlock(self.dtype)(x)
-            x = ResBlock(width, self.dtype)(x)
+            x = self._attention(x)
+            x = self._residual(x, width)
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             for _ in range(self.num_res_blocks + 1):
-                x = ResBlock(self.channels * multiplier, self.dtype)(x)
+                x = self._residual(x, self.channels * multiplier)
                 if level in self.attention_levels:
-                    x = AttentionBlock(self.dtype)(x)
+                    x = self._attention(x)
             if level > 0:
                 x = Upsample(self.dtype)(x)
-        return nn.swish(group_norm(x.shape[-1], self.dtype, "norm_out")(x))
+        return nn.swish(group_norm(x.shape[-1], self.dtype, "norm_out", self.norm_groups)(x))
+
+    def _residual(self, x: jax.Array, channels: int) -> jax.Array:
+        return apply_block(ResBlock(channels, self.dtype, self.norm_groups), x, self.remat)
+
+    def _attention(self, x: jax.Array) -> jax.Array:
+        return apply_block(AttentionBlock(self.dtype, self.norm_groups), x, self.remat)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from regvq_jax.models.layers import AttentionBlock, Downsample, Dtype, ResBlock, group_norm
+from regvq_jax.models.layers import AttentionBlock, Downsample, Dtype, ResBlock, apply_block, group_norm
 
 
 class Encoder(nn.Module):
@@ -19,6 +19,8 @@ class Encoder(nn.Module):
         attention_levels: indices of the levels with self-attention after each block.
         middle_attention: whether the bottleneck has self-attention.
         latent_channels: channels of the output.
+        norm_groups: groups of every normalisation; 0 = by the width, see `layers.num_groups`.
+        remat: recompute the inside of each block in the backward pass: less memory, more time, same gradient.
         dtype: of the computation; parameters are float32.
     """
 
@@ -28,6 +30,8 @@ class Encoder(nn.Module):
     attention_levels: Sequence[int] = (4,)
     middle_attention: bool = True
     latent_channels: int = 256
+    norm_groups: int = 0
+    remat: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -36,14 +40,20 @@ class Encoder(nn.Module):
         x = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(images)
         for level, multiplier in enumerate(self.multipliers):
             for _ in range(self.num_res_blocks):
-                x = ResBlock(self.channels * multiplier, self.dtype)(x)
+                x = self._residual(x, self.channels * multiplier)
                 if level in self.attention_levels:
-                    x = AttentionBlock(self.dtype)(x)
+                    x = self._attention(x)
             if level < len(self.multipliers) - 1:
                 x = Downsample(self.dtype)(x)
-        x = ResBlock(x.shape[-1], self.dtype)(x)
+        x = self._residual(x, x.shape[-1])
         if self.middle_attention:
-            x = AttentionBlock(self.dtype)(x)
-            x = ResBlock(x.shape[-1], self.dtype)(x)
-        x = nn.swish(group_norm(x.shape[-1], self.dtype, "norm_out")(x))
+            x = self._attention(x)
+            x = self._residual(x, x.shape[-1])
+        x = nn.swish(group_norm(x.shape[-1], self.dtype, "norm_out", self.norm_groups)(x))
         return nn.Conv(self.latent_channels, (3, 3), dtype=self.dtype, name="conv_out")(x)
+
+    def _residual(self, x: jax.Array, channels: int) -> jax.Array:
+        return apply_block(ResBlock(channels, self.dtype, self.norm_groups), x, self.remat)
+
+    def _attention(self, x: jax.Array) -> jax.Array:
+        return apply_block(AttentionBlock(self.dtype, self.norm_groups), x, self.remat)

@@ -6,29 +6,76 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from regvq_jax.errors import UserError
+
 Dtype = Any
+# By the names that configs and files give them.
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def group_norm(channels: int, dtype: Dtype, name: str | None = None) -> nn.GroupNorm:
-    """GroupNorm with 32 groups, fewer where `channels` < 128 so that a group keeps 4 channels."""
-    groups = max(1, min(32, channels // 4))
+def num_groups(channels: int, norm_groups: int) -> int:
+    """Groups of a normalisation over `channels`: `norm_groups`, or 32 with at least 4 channels each.
+
+    Args:
+        channels: that are normalised.
+        norm_groups: the same for every width, as in taming-transformers and diffusers; 0 = the second rule.
+
+    Raises:
+        UserError: `norm_groups` does not divide `channels`.
+    """
+    if norm_groups == 0:
+        return max(1, min(32, channels // 4))
+    if channels % norm_groups:
+        raise UserError(
+            f"config.model.norm_groups={norm_groups} does not divide a layer of {channels} channels; choose "
+            "a divisor of config.model.channels, or 0 for a number that follows the width."
+        )
+    return norm_groups
+
+
+def group_norm(channels: int, dtype: Dtype, name: str | None = None, norm_groups: int = 0) -> nn.GroupNorm:
+    """GroupNorm with `num_groups(channels, norm_groups)` groups."""
+    groups = num_groups(channels, norm_groups)
     return nn.GroupNorm(num_groups=groups, epsilon=1e-6, dtype=dtype, name=name)
 
 
+def apply_block(block: nn.Module, x: jax.Array, remat: bool) -> jax.Array:
+    """`block(x)`; with `remat` the backward pass computes what is inside once more instead of keeping it.
+
+    The block is made by the caller, so that its parameters have the same names either way.
+    """
+    return nn.remat(lambda block, x: block(x))(block, x) if remat else block(x)
+
+
+def upsample_nearest(x: jax.Array) -> jax.Array:
+    """Each place repeated in a 2x2 square; [B, H, W, C] -> [B, 2H, 2W, C]."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
 class ResBlock(nn.Module):
-    """norm, swish, 3x3 convolution, twice, plus a skip; float [B, H, W, C] -> [B, H, W, channels]."""
+    """norm, swish, 3x3 convolution, twice, plus a skip; float [B, H, W, C] -> [B, H, W, channels].
+
+    Attributes:
+        channels: of the output.
+        dtype: of the computation.
+        norm_groups: see `num_groups`.
+        use_bias: of the convolutions.
+    """
 
     channels: int
     dtype: Dtype = jnp.float32
+    norm_groups: int = 0
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        h = nn.swish(group_norm(x.shape[-1], self.dtype, "norm_1")(x))
-        h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_1")(h)
-        h = nn.swish(group_norm(self.channels, self.dtype, "norm_2")(h))
-        h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_2")(h)
+        shared = dict(use_bias=self.use_bias, dtype=self.dtype)
+        h = nn.swish(group_norm(x.shape[-1], self.dtype, "norm_1", self.norm_groups)(x))
+        h = nn.Conv(self.channels, (3, 3), name="conv_1", **shared)(h)
+        h = nn.swish(group_norm(self.channels, self.dtype, "norm_2", self.norm_groups)(h))
+        h = nn.Conv(self.channels, (3, 3), name="conv_2", **shared)(h)
         if x.shape[-1] != self.channels:
-            x = nn.Dense(self.channels, dtype=self.dtype, name="skip")(x)
+            x = nn.Dense(self.channels, name="skip", **shared)(x)
         return x + h
 
 
@@ -36,11 +83,13 @@ class AttentionBlock(nn.Module):
     """Single-head self-attention over all places, plus a skip; float [B, H, W, C] -> the same shape."""
 
     dtype: Dtype = jnp.float32
+    norm_groups: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
-        h = group_norm(channels, self.dtype, "norm")(x).reshape(batch, height * width, 1, channels)
+        h = group_norm(channels, self.dtype, "norm", self.norm_groups)(x)
+        h = h.reshape(batch, height * width, 1, channels)
         query, key, value = (
             nn.Dense(channels, dtype=self.dtype, name=name)(h) for name in ("query", "key", "value")
         )
@@ -66,5 +115,4 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        return nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype)(x)
+        return nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype)(upsample_nearest(x))

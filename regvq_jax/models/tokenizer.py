@@ -1,4 +1,4 @@
-"""Encoder, codebook and decoder in one module; the quantizer between them is a pure function elsewhere."""
+"""Encoder, quantizer and decoder in one module."""
 
 from collections.abc import Sequence
 
@@ -9,26 +9,33 @@ import jax.numpy as jnp
 from regvq_jax.models.decoder import Decoder
 from regvq_jax.models.encoder import Encoder
 from regvq_jax.models.layers import Dtype
+from regvq_jax.models.maskgit import MaskGITDecoder, MaskGITEncoder
+from regvq_jax.models.quantizer import Quantizer
+from regvq_jax.quantize import QuantizeOutput
+
+ARCHITECTURES = {"taming": (Encoder, Decoder), "maskgit": (MaskGITEncoder, MaskGITDecoder)}
 
 
 class ImageTokenizer(nn.Module):
     """The network of stage one.
 
     Attributes:
-        codebook_size: K, number of codes.
-        code_dim: D, length of a code vector.
-        channels, multipliers, num_res_blocks, attention_levels, middle_attention, latent_channels, dtype:
-            as in `Encoder`.
+        quantizer: the codebook and the way to it.
+        architecture: a name in `ARCHITECTURES`.
+        channels, multipliers, num_res_blocks, attention_levels, middle_attention, latent_channels,
+            norm_groups, remat, dtype: as in `Encoder`.
     """
 
-    codebook_size: int = 1024
-    code_dim: int = 256
+    quantizer: Quantizer
+    architecture: str = "taming"
     channels: int = 128
     multipliers: Sequence[int] = (1, 1, 2, 2, 4)
     num_res_blocks: int = 2
     attention_levels: Sequence[int] = (4,)
     middle_attention: bool = True
     latent_channels: int = 256
+    norm_groups: int = 0
+    remat: bool = False
     dtype: Dtype = jnp.float32
 
     def setup(self):
@@ -38,15 +45,16 @@ class ImageTokenizer(nn.Module):
             num_res_blocks=self.num_res_blocks,
             attention_levels=self.attention_levels,
             middle_attention=self.middle_attention,
+            norm_groups=self.norm_groups,
+            remat=self.remat,
             dtype=self.dtype,
         )
-        self.encoder = Encoder(latent_channels=self.latent_channels, **shared)
-        # Logits are sums over many channels that decide an argmax: float32 also under bfloat16 compute.
-        self.to_logits = nn.Dense(self.codebook_size, dtype=jnp.float32)
-        self.codebook = self.param(
-            "codebook", nn.initializers.normal(1.0), (self.codebook_size, self.code_dim)
-        )
-        self.decoder = Decoder(**shared)
+        encoder, decoder = ARCHITECTURES[self.architecture]
+        self.encoder = encoder(latent_channels=self.latent_channels, **shared)
+        # Features decide an argmax: float32 also under bfloat16 compute.
+        self.quant_conv = nn.Dense(self.quantizer.code_dim, dtype=jnp.float32)
+        self.post_quant_conv = nn.Dense(self.latent_channels, dtype=self.dtype)
+        self.decoder = decoder(**shared)
         self.conv_out = nn.Conv(3, (3, 3), dtype=jnp.float32)
 
     @property
@@ -56,20 +64,37 @@ class ImageTokenizer(nn.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Touches every parameter; the entry for `init`: float [B, H, W, 3] -> float32 [B, H, W, 3]."""
-        logits = self.encode(images)
-        return self.decode(self.lookup(jnp.argmax(logits, -1)))
+        return self.decode(self.quantize(self.encode_features(images)).quantized)
+
+    def encode_features(self, images: jax.Array) -> jax.Array:
+        """Images to what is quantized: float [B, H, W, 3] in [-1, 1] -> float32 [B, h, w, D]."""
+        return self.quant_conv(self.encoder(images))
+
+    def quantize(
+        self,
+        features: jax.Array,
+        key: jax.Array | None = None,
+        mask_ratio: float = 0.0,
+        temperature: float | jax.Array = 1.0,
+    ) -> QuantizeOutput:
+        """float [B, h, w, D] -> a `QuantizeOutput`; see `Quantizer`."""
+        return self.quantizer(features, key, mask_ratio, temperature)
 
     def encode(self, images: jax.Array) -> jax.Array:
-        """Images to code logits: float [B, H, W, 3] in [-1, 1] -> float32 [B, h, w, K]."""
-        return self.to_logits(self.encoder(images))
+        """Images to best-matching codes: float [B, H, W, 3] in [-1, 1] -> int32 [B, h, w] (, R)."""
+        return self.quantize(self.encode_features(images)).best_codes
 
     def lookup(self, codes: jax.Array) -> jax.Array:
-        """Codes to code vectors: int32 [B, h, w] -> float32 [B, h, w, D]."""
-        return self.codebook[codes]
+        """Codes to code vectors: int32 [B, h, w] (, R) -> float32 [B, h, w, D]."""
+        return self.quantizer.lookup(codes)
+
+    def code_vectors(self) -> jax.Array:
+        """All code vectors, float32 [K, D]."""
+        return self.quantizer.vectors()
 
     def decode_features(self, quantized: jax.Array) -> jax.Array:
         """Code vectors to the decoder's last features: float [B, h, w, D] -> [B, H, W, C]."""
-        return self.decoder(quantized)
+        return self.decoder(self.post_quant_conv(quantized))
 
     def to_images(self, features: jax.Array) -> jax.Array:
         """The last convolution: float [B, H, W, C] -> float32 [B, H, W, 3], about [-1, 1], not clipped."""

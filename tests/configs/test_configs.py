@@ -1,6 +1,7 @@
 """Every config builds, has no unknown field, and its trainers can be traced."""
 
 import importlib
+import json
 import pkgutil
 
 import jax
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 
 import configs
-from configs import common
+from configs import ablation, common
 from regvq_jax.errors import UserError
 from regvq_jax.trainers import build
+from regvq_jax.workdir import flatten
 
 NAMES = sorted({m.name for m in pkgutil.iter_modules(configs.__path__)} - {"common"})
 
@@ -31,10 +33,48 @@ def test_every_config_traces_its_tokenizer(name, choice, image_folder):
     new_state, metrics = jax.eval_shape(trainer.train_step, state, batch, frozen)
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
     assert all(m.shape == () for m in metrics.values())
-    net = build.make_prior_net(config, has_text=True)
+    net = build.make_prior_net(config, trainer.model, has_text=True)
     tokens = jax.ShapeDtypeStruct((1, np.prod(net.grid)), np.int32)
     text = jax.ShapeDtypeStruct((1, net.text_length), np.int32)
     jax.eval_shape(net.init, jax.random.key(0), tokens, text)
+
+
+@pytest.mark.parametrize("rung", ablation.RUNGS)
+def test_every_rung_differs_from_reg_vq_only_in_what_it_names(rung):
+    config, whole = (
+        flatten(json.loads(ablation.get_config(name).to_json())) for name in (f"{rung},tiny", "pcl,tiny")
+    )
+    changed = {field for field in config if config[field] != whole[field]}
+    allowed = {*ablation.RUNGS[rung], "quantizer.temperature_steps", "quantizer.codebook_size"}
+    assert changed <= allowed
+
+
+@pytest.mark.parametrize("rung", ablation.RUNGS)
+def test_every_rung_traces(rung):
+    config = ablation.get_config(f"{rung},tiny")
+    trainer = build.make_tokenizer_trainer(config.lock())
+    state = jax.eval_shape(trainer.init, jax.random.key(0))
+    batch = {"image": jax.ShapeDtypeStruct((8, 64, 64, 3), np.uint8)}
+    frozen = jax.eval_shape(trainer.init_frozen)
+    new_state, metrics = jax.eval_shape(trainer.train_step, state, batch, frozen)
+    assert jax.tree.structure(new_state) == jax.tree.structure(state)
+    weights = {
+        name
+        for name in ("gumbel_kl", "entropy", "prior_kl", "codebook", "commitment", "cl", "pcl", "adversarial")
+        if config.loss[f"{name}_weight"] and f"train/{name}" not in metrics
+    }
+    # The two halves of the VQ-VAE loss are the only terms that a rung may name without having.
+    assert weights <= {"codebook", "commitment"}
+
+
+def test_sweeps_of_the_ablation():
+    assert ablation.get_config("mask_ratio=0.2").quantizer.mask_ratio == 0.2
+    large = ablation.get_config("vqgan,codes=65536").quantizer
+    assert (large.name, large.codebook_size) == ("nearest", 65536)
+    assert ablation.get_config("codes=65536").quantizer.logits == "dot"
+    assert ablation.get_config().quantizer.name == "regularized"
+    with pytest.raises(UserError, match='no rung "vqgann". Did you mean "vqgan"'):
+        ablation.get_config("vqgann,tiny")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,9 +1,11 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from regvq_jax.evaluate.codebook import count_codes, dead_codes, perplexity, usage
+from regvq_jax.evaluate.codebook import codebook_report, count_codes, dead_codes, perplexity, usage
 
 
 def test_count_codes_of_a_padded_batch():
@@ -29,3 +31,15 @@ def test_perplexity():
     # Shares 1/2, 1/4, 1/4: entropy 1.5 bits.
     assert perplexity(np.array([2, 1, 1, 0])) == pytest.approx(2**1.5)
     assert perplexity(np.zeros(4, np.int64)) == 0.0
+
+
+def test_the_report_is_json_and_lists_the_dead():
+    report = codebook_report(np.array([0, 3, 3, 0], np.int32))
+    assert json.loads(json.dumps(report)) == {
+        "codebook_size": 4,
+        "tokens": 6,
+        "usage": 0.5,
+        "perplexity": pytest.approx(2.0),
+        "dead_codes": [0, 3],
+        "counts": [0, 3, 3, 0],
+    }

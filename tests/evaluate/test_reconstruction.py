@@ -4,11 +4,11 @@ import pytest
 
 from regvq_jax import sharding
 from regvq_jax.evaluate.reconstruction import Reconstruction, psnr
+from regvq_jax.models.quantizer import Quantizer
 from regvq_jax.models.tokenizer import ImageTokenizer
 
 MODEL = ImageTokenizer(
-    codebook_size=16,
-    code_dim=4,
+    quantizer=Quantizer(codebook_size=16, code_dim=4),
     channels=8,
     multipliers=(1, 1),
     num_res_blocks=1,
@@ -51,6 +51,8 @@ def test_padding_batch_size_and_devices_change_nothing(ema, one_device_mesh):
     first = results[0].metrics
     assert first["eval/reconstruction/images"] == 11 and first["codebook/tokens"] == 11 * 16
     assert 0 < first["codebook/usage"] <= 1 and 1 <= first["codebook/perplexity"] <= 16
+    record = results[0].records["codebook"]
+    assert sum(record["counts"]) == 11 * 16 and len(record["dead_codes"]) == record["counts"].count(0)
     for other in results[1:]:
         assert other.metrics == pytest.approx(first, rel=1e-4)
         assert set(other.images) == {"reconstructions", "codebook"}

@@ -1,6 +1,8 @@
+import json
+
 from rich.console import Console
 
-from regvq_jax.evaluate.report import write_report
+from regvq_jax.evaluate.report import MAX_HISTORY_ROWS, codebook_history, write_report
 from regvq_jax.files import write_json_atomic
 
 
@@ -17,3 +19,21 @@ def test_the_report_of_a_tokenizer_alone(tmp_path):
     # The picture of the last evaluation.
     assert (tmp_path / "run" / "codebook.png").read_bytes() == bytes([12])
     assert tmp_path / "run" / "codebook.png" in paths and str(stage) in text
+
+
+def test_the_history_runs_from_the_first_evaluation_to_the_last(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    lines = [{"step": 5, "train/loss": 1.0}]
+    lines += [
+        {"step": step, "codebook/usage": step / 1000, "codebook/perplexity": 7.25}
+        for step in range(10, 210, 10)
+    ]
+    metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    table = codebook_history(metrics)
+    steps, usages, perplexities = (list(column.cells) for column in table.columns)
+    assert len(steps) == MAX_HISTORY_ROWS and (steps[0], steps[-1]) == ("10", "200")
+    assert (usages[0], usages[-1]) == ("1.0", "20.0") and perplexities[0] == "7.2"
+    metrics.write_text(json.dumps(lines[1]) + "\n")
+    assert list(codebook_history(metrics).columns[0].cells) == ["10"]
+    metrics.write_text("")
+    assert codebook_history(metrics).row_count == 0

@@ -8,10 +8,15 @@ import pytest
 from regvq_jax.models.discriminator import PatchDiscriminator
 from regvq_jax.models.features import RandomFeatures
 from regvq_jax.models.layers import Downsample, Upsample, group_norm
+from regvq_jax.models.quantizer import Quantizer
 from regvq_jax.models.tokenizer import ImageTokenizer
 
 SMALL = dict(
-    codebook_size=16, code_dim=4, channels=8, multipliers=(1, 1, 2), num_res_blocks=1, attention_levels=(2,)
+    quantizer=Quantizer(codebook_size=16, code_dim=4),
+    channels=8,
+    multipliers=(1, 1, 2),
+    num_res_blocks=1,
+    attention_levels=(2,),
 )
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 16, 24, 3)).astype(np.float32)
 
@@ -24,11 +29,12 @@ def params():
 def test_images_of_any_size_shrink_by_the_levels(params):
     model = ImageTokenizer(**SMALL)
     assert model.downsampling == 4
-    logits = model.apply({"params": params}, IMAGES, method="encode")
-    assert logits.shape == (2, 4, 6, 16) and logits.dtype == jnp.float32
-    codes = jnp.argmax(logits, -1)
+    features = model.apply({"params": params}, IMAGES, method="encode_features")
+    assert features.shape == (2, 4, 6, 4) and features.dtype == jnp.float32
+    codes = model.apply({"params": params}, IMAGES, method="encode")
+    assert codes.shape == (2, 4, 6) and codes.dtype == jnp.int32
     vectors = model.apply({"params": params}, codes, method="lookup")
-    np.testing.assert_array_equal(vectors, params["codebook"][codes])
+    np.testing.assert_array_equal(vectors, params["quantizer"]["codebook"][codes])
     decoded = model.apply({"params": params}, vectors, method="decode")
     assert decoded.shape == IMAGES.shape and decoded.dtype == jnp.float32
 
@@ -38,10 +44,10 @@ def test_bfloat16_computes_low_and_keeps_high_parameters(params):
     shapes = jax.eval_shape(low.init, jax.random.key(0), IMAGES)["params"]
     assert {x.dtype for x in jax.tree.leaves(shapes)} == {np.dtype("float32")}
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
-    full = ImageTokenizer(**SMALL).apply({"params": params}, IMAGES, method="encode")
-    logits = low.apply({"params": params}, IMAGES, method="encode")
-    assert logits.dtype == jnp.float32
-    np.testing.assert_allclose(logits, full, atol=0.1 * float(jnp.abs(full).max()))
+    full = ImageTokenizer(**SMALL).apply({"params": params}, IMAGES, method="encode_features")
+    features = low.apply({"params": params}, IMAGES, method="encode_features")
+    assert features.dtype == jnp.float32
+    np.testing.assert_allclose(features, full, atol=0.1 * float(jnp.abs(full).max()))
     quantized = jnp.zeros((1, 4, 4, 4))
     features = low.apply({"params": params}, quantized, method="decode_features")
     assert features.dtype == jnp.bfloat16

@@ -10,6 +10,7 @@ import pytest
 from regvq_jax import loop, losses, quantize, rng, sharding
 from regvq_jax.checkpoint import Checkpoints
 from regvq_jax.data.ranges import to_unit_range
+from regvq_jax.errors import UserError
 from regvq_jax.trainers import build
 
 
@@ -59,11 +60,12 @@ def test_one_backward_gives_the_gradient_of_the_sum_of_all_terms(trainer, start)
     loss = trainer.loss
 
     def plain(params, adversarial_weight):
-        logits = trainer.model.apply({"params": params}, images, method="encode")
+        features = trainer.model.apply({"params": params}, images, method="encode_features")
+        quantizer = params["quantizer"]
         out = quantize.regularized(
             rng.fold_in_name(key, "quantizer"),
-            logits,
-            params["codebook"],
+            features @ quantizer["to_logits"]["kernel"] + quantizer["to_logits"]["bias"],
+            quantizer["codebook"],
             mask_ratio=trainer.quantizer.mask_ratio,
         )
         fake = trainer.model.apply({"params": params}, out.quantized, method="decode")
@@ -84,7 +86,7 @@ def test_one_backward_gives_the_gradient_of_the_sum_of_all_terms(trainer, start)
         judged = trainer.discriminator.apply({"params": state.params["discriminator"]}, fake)
         return total + adversarial_weight * losses.hinge_generator_loss(judged)
 
-    grads, metrics = jax.jit(trainer._gradients)(state, jnp.asarray(batch["image"]), frozen, key)
+    grads, (metrics, _) = jax.jit(trainer._gradients)(state, jnp.asarray(batch["image"]), frozen, key)
     ramp = (5 - loss.adversarial_start_step + 1) / loss.adversarial_ramp_steps
     weight = loss.adversarial_weight * ramp * metrics["train/adaptive_weight"]
     assert weight > 0
@@ -94,6 +96,175 @@ def test_one_backward_gives_the_gradient_of_the_sum_of_all_terms(trainer, start)
         jax.tree.leaves_with_path(expected), jax.tree.leaves(grads["tokenizer"]), strict=True
     ):
         np.testing.assert_allclose(got, want, atol=1e-4 * largest, err_msg=jax.tree_util.keystr(path))
+
+
+TERMS = {
+    "l1": {},
+    "l2": {},
+    "perceptual": {},
+    "cl": {},
+    "pcl": {},
+    "prior_kl": {},
+    "gumbel_kl": {},
+    "entropy": {},
+    "codebook": {"name": "nearest"},
+    "commitment": {"name": "nearest"},
+}
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_each_term_alone_has_a_metric_and_moves_what_it_should(trainer, start, term):
+    """Every other weight 0: the loss is the term, and its gradient arrives where it belongs."""
+    state, batch, frozen = start
+    weights = {f.name: 0.0 for f in dataclasses.fields(trainer.loss) if f.name.endswith("_weight")}
+    loss = dataclasses.replace(trainer.loss, **weights | {f"{term}_weight": 3.0})
+    quantizer = dataclasses.replace(trainer.quantizer, **TERMS[term])
+    model = trainer.model.clone(quantizer=quantizer.make_module())
+    alone = dataclasses.replace(trainer, loss=loss, quantizer=quantizer, model=model)
+    if TERMS[term]:
+        state = jax.jit(alone.init)(jax.random.key(0))
+    grads, (metrics, _) = jax.jit(alone._gradients)(
+        state, jnp.asarray(batch["image"]), frozen, jax.random.key(1)
+    )
+    assert float(metrics["train/loss"]) == pytest.approx(3.0 * float(metrics[f"train/{term}"]), rel=1e-5)
+    reached = {
+        name
+        for name in ("encoder", "quantizer", "decoder", "conv_out")
+        if any(np.any(g != 0) for g in jax.tree.leaves(grads["tokenizer"][name]))
+    }
+    latent = {"prior_kl": {"encoder", "quantizer"}, "codebook": {"quantizer"}, "commitment": {"encoder"}}
+    latent |= dict.fromkeys(("gumbel_kl", "entropy"), latent["prior_kl"])
+    assert reached == latent.get(term, {"encoder", "quantizer", "decoder", "conv_out"})
+    assert not any(np.any(g != 0) for g in jax.tree.leaves(grads["discriminator"]))
+
+
+@pytest.mark.parametrize("adversarial_loss", ["hinge", "non_saturating"])
+def test_both_players_get_the_gradients_of_their_whole_losses(trainer, start, adversarial_loss):
+    """Ramp, adaptive weight, R1 and LeCam included, against jax.grad of the losses in one piece."""
+    state, batch, frozen = start
+    state = at_step(state, 7)
+    state = state.replace(
+        statistics={
+            **state.statistics,
+            "moving_logits": {"real": jnp.float32(0.2), "fake": jnp.float32(-0.1)},
+        }
+    )
+    weights = {f.name: 0.0 for f in dataclasses.fields(trainer.loss) if f.name.endswith("_weight")}
+    weights |= dict(l1_weight=1.0, adversarial_weight=0.7, r1_weight=2.0, lecam_weight=0.5)
+    loss = dataclasses.replace(trainer.loss, adversarial_loss=adversarial_loss, **weights)
+    alone = dataclasses.replace(trainer, loss=loss)
+    images = to_unit_range(jnp.asarray(batch["image"]))
+    key = jax.random.key(3)
+    grads, (metrics, observed) = jax.jit(alone._gradients)(state, jnp.asarray(batch["image"]), frozen, key)
+
+    def reconstruct(params):
+        features = trainer.model.apply({"params": params}, images, method="encode_features")
+        out = trainer.model.apply(
+            {"params": params}, features, rng.fold_in_name(key, "quantizer"), 0.4, method="quantize"
+        )
+        return trainer.model.apply({"params": params}, out.quantized, method="decode")
+
+    def judge(params, x):
+        return trainer.discriminator.apply({"params": params}, x)
+
+    generator_loss, discriminator_loss = losses.GAN_LOSSES[adversarial_loss]
+
+    def generator(params, weight):
+        fake = reconstruct(params)
+        judged = judge(state.params["discriminator"], fake)
+        return losses.l1_loss(images, fake) + weight * generator_loss(judged)
+
+    def discriminator(params):
+        real, fake = judge(params, images), judge(params, reconstruct(state.params["tokenizer"]))
+        lecam = losses.lecam_penalty(real, fake, jnp.float32(0.2), jnp.float32(-0.1))
+        r1 = losses.r1_penalty(lambda x: judge(params, x), images)
+        return discriminator_loss(real, fake) + 0.5 * lecam + 2.0 * r1
+
+    weight = 0.7 * metrics["train/adaptive_weight"]  # The ramp is over at step 7.
+    expected = {
+        "tokenizer": jax.jit(jax.grad(generator))(state.params["tokenizer"], weight),
+        "discriminator": jax.jit(jax.grad(discriminator))(state.params["discriminator"]),
+    }
+    for network, tree in expected.items():
+        largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(tree))
+        assert largest > 0
+        for want, got in zip(jax.tree.leaves(tree), jax.tree.leaves(grads[network]), strict=True):
+            np.testing.assert_allclose(got, want, atol=2e-4 * largest, err_msg=network)
+    moved = observed["moving_logits"]["real"]
+    assert float(moved) == pytest.approx(0.99 * 0.2 + 0.01 * float(metrics["train/real_logits"]), rel=1e-4)
+    ratio = metrics["train/last_layer_rec_grad"] / (metrics["train/last_layer_gan_grad"] + 1e-4)
+    assert float(metrics["train/adaptive_weight"]) == pytest.approx(float(ratio), rel=1e-4)
+
+
+def test_a_moving_codebook_follows_its_features_and_revives_dead_codes(start):
+    from configs import ablation
+
+    trainer = build.make_tokenizer_trainer(ablation.get_config("vqema,tiny"))
+    state = jax.jit(trainer.init)(jax.random.key(0))
+    step_fn, batch = jax.jit(trainer.train_step), dict(trainer.make_batches()[0])
+    first = state.params["tokenizer"]["quantizer"]["codebook"]
+    for _ in range(12):
+        state, metrics = step_fn(state, batch, trainer.init_frozen())
+    codebook = state.params["tokenizer"]["quantizer"]["codebook"]
+    moving = state.statistics["moving_codebook"]
+    np.testing.assert_allclose(codebook, moving["sums"] / moving["counts"][:, None], rtol=1e-5)
+    assert np.all(np.any(codebook != first, -1))
+    assert float(metrics["train/commitment"]) > 0 and "train/codebook" not in metrics
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"quantizer.mask_ratio": 1.5}, "mask_ratio=1.5 .* from 0"),
+        ({"quantizer.name": "nearst"}, 'Did you mean "nearest"'),
+        ({"quantizer.logits": "cosine"}, 'quantizer.logits="cosine" is unknown'),
+        ({"quantizer.depth": 2}, "depth=2 needs codes in the space of the features"),
+        ({"quantizer.ema_decay": 0.9}, 'belong to quantizer.name="nearest"'),
+        ({"quantizer.name": "lfq", "quantizer.codebook_size": 100}, "power of two"),
+        ({"quantizer.name": "fsq", "quantizer.codebook_size": 100}, "quantizer.levels"),
+        ({"quantizer.name": "nearest", "loss.codebook_weight": 0.0}, "untrained"),
+        ({"quantizer.temperature": 0.0}, "must be greater than 0"),
+        ({"loss.adversarial_loss": "wgan"}, "non_saturating"),
+        ({"loss.contrastive_layer_weights": (1.0,)}, "2 taps"),
+        ({"features.name": "vgg19"}, "needs config.features.weights"),
+        ({"model.architecture": "unet"}, "architecture"),
+        (
+            {
+                "quantizer.name": "nearest",
+                "quantizer.ema_decay": 0.9,
+                "train.accumulation_slices": 2,
+            },
+            "accumulation_slices=1",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_in_one_sentence(tiny_config, change, message):
+    with tiny_config.unlocked():
+        for field, value in change.items():
+            group, name = field.split(".")
+            tiny_config[group][name] = value
+    with pytest.raises(UserError, match=message) as caught:
+        build.make_tokenizer_trainer(tiny_config)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_without_effect_are_named(tiny_config, caplog):
+    tiny_config.quantizer.name = "nearest"
+    trainer = build.make_tokenizer_trainer(tiny_config)
+    assert "loss.prior_kl_weight has no gradient" in caplog.text
+    state, batch = jax.eval_shape(trainer.init, jax.random.key(0)), dict(trainer.make_batches()[0])
+    _, metrics = jax.eval_shape(trainer.train_step, state, batch, trainer.init_frozen())
+    assert "train/prior_kl" not in metrics and "train/codebook" in metrics
+
+
+def test_the_temperature_falls_on_its_schedule(trainer):
+    settings = dataclasses.replace(
+        trainer.quantizer, temperature=0.9, final_temperature=0.1, temperature_steps=100
+    )
+    schedule = settings.temperature_schedule()
+    values = [float(schedule(step)) for step in (0, 50, 100, 1000)]
+    np.testing.assert_allclose(values, [0.9, 0.5, 0.1, 0.1], rtol=1e-5)
+    assert float(trainer.quantizer.temperature_schedule()(5)) == 1.0
 
 
 def test_every_part_of_the_tokenizer_learns(trainer, start, step_fn):
