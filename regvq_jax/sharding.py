@@ -52,6 +52,16 @@ def check_batch_size(batch_size: int, mesh: Mesh, *, field: str, slices: int = 1
         )
 
 
+def check_codebook_size(codebook_size: int, mesh: Mesh) -> None:
+    """Raises UserError unless the codes split evenly along `fsdp`; they would lie whole on every device."""
+    fsdp = mesh.shape["fsdp"]
+    if codebook_size % fsdp:
+        raise UserError(
+            f"config.quantizer.codebook_size={codebook_size} does not divide over mesh.fsdp={fsdp}; the "
+            f"nearest that does is {max(fsdp, round(codebook_size / fsdp) * fsdp)}, or set mesh.fsdp=1."
+        )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())

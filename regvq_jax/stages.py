@@ -58,7 +58,13 @@ def run_tokenizer(config, workdir, mesh, profile_steps) -> None:
     if config.tokenizer:
         log.info("tokenizer is that of %s", config.tokenizer)
         return
-    run_training(lambda: build.make_tokenizer_trainer(config), workdir / "tokenizer", mesh, profile_steps)
+
+    def make_trainer():
+        trainer = build.make_tokenizer_trainer(config)
+        sharding.check_codebook_size(trainer.model.quantizer.codebook_size, mesh)
+        return trainer
+
+    run_training(make_trainer, workdir / "tokenizer", mesh, profile_steps)
 
 
 def run_tokens(config, workdir, mesh, profile_steps) -> None:

@@ -53,3 +53,10 @@ def test_put_batch_splits_rows_over_all_devices():
     assert array.shape == (16, 1) and len(array.addressable_shards) == 8
     assert array.addressable_shards[0].data.shape == (2, 1)
     np.testing.assert_array_equal(array, rows)
+
+
+def test_a_codebook_that_does_not_split_is_refused():
+    mesh = sharding.make_mesh(2, 4)
+    sharding.check_codebook_size(1024, mesh)
+    with pytest.raises(UserError, match="codebook_size=1022 does not divide over mesh.fsdp=4.* 1024"):
+        sharding.check_codebook_size(1022, mesh)

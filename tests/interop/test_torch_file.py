@@ -66,6 +66,18 @@ def test_checkpoint_with_a_state_dict_inside(torch, save, tmp_path):
     assert_equal_to_torch(read_torch_file(tmp_path / "last.ckpt"), state)
 
 
+def test_the_callbacks_of_a_lightning_checkpoint_are_names(torch, save, tmp_path, monkeypatch):
+    """CompVis's published checkpoints have a class as a key beside the weights; it is not called."""
+    module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
+    module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": module.__name__})
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    state = {"a": torch.ones(2)}
+    save({"callbacks": {module.ModelCheckpoint: {"best": 1.0}}, "state_dict": state}, tmp_path / "last.ckpt")
+    assert_equal_to_torch(read_torch_file(tmp_path / "last.ckpt"), state)
+
+
 def test_safetensors(torch, tmp_path):
     from safetensors.torch import save_file
 
