@@ -71,8 +71,12 @@ class Quantizer(nn.Module):
             # As VQ-VAE and VQ-GAN begin: within 1 / K of zero.
             bound = 1.0 / self.codebook_size
             return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
-        # Where logits are products with codes, unit features then have logits of unit variance.
-        return nn.initializers.normal(1.0 if self._has_projected_logits else self.code_dim**-0.5)
+        if self._has_projected_logits:
+            return nn.initializers.normal(1.0)
+        # Logits that are products of unit features with codes then have a standard deviation of D^(1/4):
+        # with D^-(1/2) every code is as likely as any other and sampling drowns the best match, with 1
+        # nearly nothing is sampled and few codes get a gradient.
+        return nn.initializers.normal(self.code_dim**-0.25)
 
     def __call__(
         self,
