@@ -73,7 +73,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.image_size = 64
     # 8x8 tokens from 64 px.
     config.model.multipliers = (1, 2, 2, 4)
-    config.quantizer.update(codebook_size=choice.codes, logits="distance", mask_ratio=choice.mask_ratio)
+    config.quantizer.update(codebook_size=choice.codes, mask_ratio=choice.mask_ratio)
     config.train.update(total_steps=choice.steps, checkpoint_every_steps=200)
     # The discriminator has the last third.
     config.loss.adversarial_start_step = choice.steps * 2 // 3

@@ -46,7 +46,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config.discriminator = dict(channels=16, num_layers=2, dtype="float32")
     config.features = dict(name="random", weights="", channels=(16, 32, 64), dtype="float32")
-    config.quantizer = common.quantizer(codebook_size=256, code_dim=32)
+    config.quantizer = common.quantizer(codebook_size=256, code_dim=32, logits="distance")
     config.loss = common.loss(
         perceptual_weight=0.2,
         prior_kl_weight=0.006,

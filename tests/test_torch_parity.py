@@ -55,8 +55,12 @@ def test_straight_through_and_prior_kl():
     grads, out = jax.grad(value, argnums=(0, 1), has_aux=True)(logits, codebook)
     assert 0 < out.stochastic_mask.mean() < 1
 
-    # The same noise, as the quantizer draws it.
-    noise = jax.random.gumbel(jax.random.split(key)[1], logits.shape)
+    # The same noise, as the quantizer draws it: a key for each position of an image.
+    draws = [
+        jax.random.gumbel(jax.random.split(position_key)[1], (2, 8))
+        for position_key in jax.random.split(key, 9)
+    ]
+    noise = jnp.stack(draws, 1).reshape(logits.shape)
     noise = jnp.where(out.stochastic_mask[..., None], noise, 0.0)
     t_logits, t_codebook = to_torch(logits, True), to_torch(codebook, True)
     noisy = t_logits + to_torch(noise)

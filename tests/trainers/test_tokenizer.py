@@ -64,7 +64,7 @@ def test_one_backward_gives_the_gradient_of_the_sum_of_all_terms(trainer, start)
         quantizer = params["quantizer"]
         out = quantize.regularized(
             rng.fold_in_name(key, "quantizer"),
-            features @ quantizer["to_logits"]["kernel"] + quantizer["to_logits"]["bias"],
+            quantize.distance_logits(features, quantizer["codebook"]),
             quantizer["codebook"],
             mask_ratio=trainer.quantizer.mask_ratio,
         )
@@ -218,7 +218,10 @@ def test_a_moving_codebook_follows_its_features_and_revives_dead_codes(start):
         ({"quantizer.mask_ratio": 1.5}, "mask_ratio=1.5 .* from 0"),
         ({"quantizer.name": "nearst"}, 'Did you mean "nearest"'),
         ({"quantizer.logits": "cosine"}, 'quantizer.logits="cosine" is unknown'),
-        ({"quantizer.depth": 2}, "depth=2 needs codes in the space of the features"),
+        (
+            {"quantizer.depth": 2, "quantizer.logits": "projection"},
+            "depth=2 needs codes in the space of the features",
+        ),
         ({"quantizer.ema_decay": 0.9}, 'belong to quantizer.name="nearest"'),
         ({"quantizer.name": "lfq", "quantizer.codebook_size": 100}, "power of two"),
         ({"quantizer.name": "fsq", "quantizer.codebook_size": 100}, "quantizer.levels"),
