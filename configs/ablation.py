@@ -13,10 +13,11 @@ Rungs, one after the colon:
     cl      mask + contrastive loss (equation 2)
     pcl     mask + probabilistic contrastive loss (equation 3): Reg-VQ
 
-and, beyond the paper, `vqema` (vqvae + moving-average codebook with restarts), `simvq`, `ibq`, `fsq`,
-`lfq`, `residual`, each with the discriminator. `:pcl,mask_ratio=0.2` sweeps Figure 3, `:pcl,codes=4096` (or
-any rung) Figure 8; `steps=N` sets the length, `tiny` is for tests. Logits are negative distances to the codes
-throughout: beside a learned projection they learn faster (README), and they scale to large codebooks.
+and, beyond the paper, `vqema` (moving-average codebook with restarts), `simvq`, `ibq`, `fsq`, `lfq`,
+`residual`, each with the discriminator. `:pcl,mask_ratio=0.2` (or mask, cl) sweeps Figure 3,
+`:pcl,codes=4096` (or any rung) Figure 8; `steps=N` sets the length, `tiny` is for tests.
+Logits are negative distances to the codes throughout: beside a learned projection they learn faster (README), and they scale to large codebooks. LPIPS
+needs the extra `.[lpips]`.
 """
 
 from ml_collections import ConfigDict
@@ -47,7 +48,7 @@ RUNGS = {
         **NEAREST,
         "loss.codebook_weight": 0.0,
         "quantizer.ema_decay": 0.99,
-        "quantizer.restart_below": 1.0,
+        "quantizer.restart_below": 0.03,
     },
     "simvq": {**NO_REGULARIZATION, "quantizer.name": "simvq"},
     "ibq": {**NO_REGULARIZATION, "quantizer.name": "ibq", "loss.entropy_weight": 0.05},

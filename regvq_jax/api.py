@@ -140,7 +140,7 @@ class Prior:
         directory = Path(workdir).expanduser().absolute()
         config = load_config(directory)
         network, tokenizer_params = load_tokenizer(config, directory)
-        model, params = load_prior(config, directory, network)
+        model, params = load_prior(config, directory, network, tokenizer_params)
         settings = from_config(SampleSettings, config.sample, "sample")
         return cls(model, params, Tokenizer(network, tokenizer_params), settings)
 

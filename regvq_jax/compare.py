@@ -68,7 +68,7 @@ COLUMNS = (
     Column("perplexity", "codebook/perplexity", "{:,.1f}", "max"),
     Column("tokens", "codebook/tokens"),
     Column("steps", "step"),
-    Column("images/s", "perf/images_per_sec", "{:,.1f}", "max"),
+    Column("images/s", "perf/images_per_sec", "{:,.1f}"),
 )
 
 

@@ -136,21 +136,23 @@ def train(
                     or preemption.received
                 )
                 # Before anything is saved or judged, it is known to be finite.
-                if save_due or done % settings.log_every_steps == 0 or done == start + 1:
+                log_due = save_due or done % settings.log_every_steps == 0 or done == start + 1
+                if log_due:
                     means = window.flush(done)
                     writer.write_scalars(done, means)
                     progress.update(done, loss=means["train/loss"])
-                    for watch in watches:
-                        watch(done, means)
                 if evaluators:
                     evaluation = evaluate(done, state, evaluators)
                     results |= evaluation
-                    for watch in watches:
-                        watch(done, evaluation)
+                    means |= evaluation
                 if save_due:
                     meta = {"data_position": done, "seconds": window.seconds}
                     checkpoints.save(done, state, meta, evaluate.metrics_of(done))
                     window.restart_clock()
+                # Whoever ends a training here has lost nothing that was to be saved.
+                if log_due and done < settings.total_steps:
+                    for watch in watches:
+                        watch(done, means)
                 if preemption.received and done < settings.total_steps:
                     raise Preempted(f"{trainer.name} is saved at step {done}")
         profile.close()

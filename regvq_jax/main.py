@@ -60,6 +60,15 @@ def main(argv: list[str]) -> int:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     config = _CONFIG.value
+    if config.tokenizer:
+        # The run remembers it, wherever it is called from.
+        path = Path(config.tokenizer).expanduser().absolute()
+        if not path.is_file():
+            raise UserError(
+                f"config.tokenizer={config.tokenizer} is no file; give the path of a tokenizer file."
+            )
+        with config.unlocked():
+            config.tokenizer = str(path)
     workdir = open_workdir(_WORKDIR.value, config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     chosen = (_STAGE.value,) if _STAGE.value else tuple(config.stages)

@@ -24,7 +24,7 @@ from regvq_jax.data.ranges import to_unit_range
 from regvq_jax.data.tokens import TokenSource, is_finished
 from regvq_jax.errors import UserError
 from regvq_jax.evaluate.codebook import count_codes
-from regvq_jax.files import read_json
+from regvq_jax.files import check_writable, read_json
 from regvq_jax.interop.tokenizer_file import save_tokenizer
 from regvq_jax.models.quantizer import IMPLICIT_KINDS
 from regvq_jax.models.tokenizer import ImageTokenizer
@@ -151,6 +151,7 @@ def main(argv: Sequence[str]) -> None:
     """Prunes what the arguments name, and prints the path of the new file."""
     args = make_parser().parse_args(argv)
     source, output = args.input.expanduser(), args.output.expanduser()
+    check_writable(output.absolute().parent)  # Before the images are encoded, not after.
     model, params = open_tokenizer(source)
     require_codebook(model)
     if args.counts:

@@ -19,6 +19,7 @@ from regvq_jax.data.tokens import TokenMeta, is_finished, write_tokens
 from regvq_jax.data.transforms import resize_and_crop
 from regvq_jax.errors import UserError
 from regvq_jax.evaluate.report import write_report
+from regvq_jax.models.quantizer import IMPLICIT_KINDS
 from regvq_jax.models.tokenizer import ImageTokenizer
 from regvq_jax.progress import Progress
 from regvq_jax.settings import choose
@@ -61,7 +62,8 @@ def run_tokenizer(config, workdir, mesh, profile_steps) -> None:
 
     def make_trainer():
         trainer = build.make_tokenizer_trainer(config)
-        sharding.check_codebook_size(trainer.model.quantizer.codebook_size, mesh)
+        if trainer.model.quantizer.kind not in IMPLICIT_KINDS:
+            sharding.check_codebook_size(trainer.model.quantizer.codebook_size, mesh)
         return trainer
 
     run_training(make_trainer, workdir / "tokenizer", mesh, profile_steps)

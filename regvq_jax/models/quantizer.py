@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from regvq_jax import quantize
 from regvq_jax.quantize import QuantizeOutput
 
-# [positions, K] arrays of more elements than this on a device are made in tiles: 256 MiB of float32.
-TILE_ELEMENTS = 2**26
+# [positions, K] arrays of more elements than this, over all devices, are made in tiles: 64 MiB of float32. A
+# tile costs about seven such arrays, and on a CPU smaller tiles are faster ones.
+TILE_ELEMENTS = 2**24
 # Kinds whose codes are drawn from logits, and take part in the paper's regularizations.
 LOGIT_KINDS = ("regularized", "deterministic", "gumbel")
 # Kinds whose codes lie on a fixed grid: no codebook to learn, to prune, or to draw.
@@ -73,9 +74,9 @@ class Quantizer(nn.Module):
             return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
         if self._has_projected_logits:
             return nn.initializers.normal(1.0)
-        # Logits that are products of unit features with codes then have a standard deviation of D^(1/4):
-        # with D^-(1/2) every code is as likely as any other and sampling drowns the best match, with 1
-        # nearly nothing is sampled and few codes get a gradient.
+        # Products of unit features with codes then have a standard deviation of D^(1/4), distances about
+        # twice that: with D^-(1/2) every code is as likely as any other and sampling drowns the best match,
+        # with 1 nearly nothing is sampled and few codes get a gradient.
         return nn.initializers.normal(self.code_dim**-0.25)
 
     def __call__(
@@ -137,12 +138,12 @@ class Quantizer(nn.Module):
         if self.logits == "distance":
             return lambda x: quantize.distance_logits(x, codebook)
         kernel, bias = self.to_logits(self.code_dim)
-        return lambda x: x @ kernel + bias
+        return lambda x: jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias
 
     def _tile_size(self, features: jax.Array) -> int:
-        """The most positions of each image whose logits fit `TILE_ELEMENTS` on a device."""
+        """The most positions of each image whose logits fit `TILE_ELEMENTS`."""
         batch, height, width, _ = features.shape
-        limit = TILE_ELEMENTS * jax.device_count() // (batch * self.codebook_size)
+        limit = TILE_ELEMENTS // (batch * self.codebook_size)
         divisors = [n for n in range(1, height * width + 1) if height * width % n == 0]
         return max((n for n in divisors if n <= limit), default=1)
 

@@ -51,8 +51,10 @@ class ImageTokenizer(nn.Module):
         )
         encoder, decoder = ARCHITECTURES[self.architecture]
         self.encoder = encoder(latent_channels=self.latent_channels, **shared)
-        # Features decide an argmax: float32 also under bfloat16 compute.
-        self.quant_conv = nn.Dense(self.quantizer.code_dim, dtype=jnp.float32)
+        # Features decide an argmax: float32 also under bfloat16 compute, and no TF32.
+        self.quant_conv = nn.Dense(
+            self.quantizer.code_dim, dtype=jnp.float32, precision=jax.lax.Precision.HIGHEST
+        )
         self.post_quant_conv = nn.Dense(self.latent_channels, dtype=self.dtype)
         self.decoder = decoder(**shared)
         self.conv_out = nn.Conv(3, (3, 3), dtype=jnp.float32)

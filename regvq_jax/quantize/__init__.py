@@ -5,7 +5,7 @@ from regvq_jax.quantize.entropy import entropy_loss, gumbel_kl
 from regvq_jax.quantize.implicit import fsq, fsq_vectors, lfq, lfq_vectors
 from regvq_jax.quantize.logits import distance_logits, dot_logits
 from regvq_jax.quantize.nearest import (
-    init_moving_codebook,
+    init_moving_counts,
     nearest,
     nearest_codes,
     simvq,
@@ -33,7 +33,7 @@ __all__ = [
     "gumbel",
     "gumbel_kl",
     "ibq",
-    "init_moving_codebook",
+    "init_moving_counts",
     "lfq",
     "lfq_vectors",
     "nearest",

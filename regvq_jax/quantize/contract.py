@@ -10,7 +10,8 @@ class QuantizeOutput(NamedTuple):
     """The result of one quantization of a batch of latent grids.
 
     A residual quantizer of depth R has codes, best_codes and stochastic_mask of shape [B, h, w, R]; the
-    other fields keep their shapes.
+    other fields keep their shapes. Its best codes are those of what the chosen ones before them left, and
+    its perturbation is the sum of the levels'.
 
     Attributes:
         quantized: float32 [B, h, w, D], code vectors for the decoder, with straight-through gradient.

@@ -87,7 +87,8 @@ def lfq(features: jax.Array, *, temperature: float | jax.Array = 1.0) -> Quantiz
     flat = set_share.reshape(batch, height * width, bits)
     low, high = _corner_shares(flat[..., : bits // 2]), _corner_shares(flat[..., bits // 2 :])
     soft_posterior = jnp.einsum("bph,bpl->bhl", high, low).reshape(batch, -1) / (height * width)
-    posterior = histogram(codes, 2**bits) + soft_posterior - jax.lax.stop_gradient(soft_posterior)
+    # Parenthesised: the difference is exactly zero, and the values stay those of the histogram.
+    posterior = histogram(codes, 2**bits) + (soft_posterior - jax.lax.stop_gradient(soft_posterior))
     return QuantizeOutput(
         quantized=vectors + (features - jax.lax.stop_gradient(features)),
         codes=codes,

@@ -14,7 +14,10 @@ def dot_logits(features: jax.Array, codebook: jax.Array) -> jax.Array:
     Returns:
         float32 [..., K].
     """
-    return features.astype(jnp.float32) @ codebook.astype(jnp.float32).T
+    # They decide an argmax: no TF32 or bfloat16 passes, which accelerators take by default.
+    return jnp.matmul(
+        features.astype(jnp.float32), codebook.astype(jnp.float32).T, precision=jax.lax.Precision.HIGHEST
+    )
 
 
 def distance_logits(features: jax.Array, codebook: jax.Array) -> jax.Array:

@@ -84,47 +84,49 @@ def nearest_codes(features: jax.Array, codebook: jax.Array, *, tile_size: int = 
 
 def update_moving_codebook(
     key: jax.Array,
-    statistics: dict[str, jax.Array],
+    counts: jax.Array,
+    codebook: jax.Array,
     features: jax.Array,
     codes: jax.Array,
     *,
     decay: float = 0.99,
     restart_below: float = 0.0,
-) -> tuple[dict[str, jax.Array], jax.Array]:
+) -> tuple[jax.Array, jax.Array]:
     """The codebook as the moving average of the features that chose each code (VQ-VAE-2, appendix).
 
-    A code whose moving count fell below `restart_below` starts anew from a random feature of the batch
-    (Jukebox), with the count that would keep it alive for one more time constant.
+    With counts n and batch counts m, e moves by (1 - decay) (sum of its features - m e) / n: the average of
+    VQ-VAE-2 without its moving sums, so that an unused code stays where it is. A code whose moving count
+    falls below a share of the even one starts anew from a random feature of the batch (Jukebox).
 
     Args:
         key: a random key, for the features that restart codes.
-        statistics: {"counts": float32 [K], "sums": float32 [K, D]}; see `init_moving_codebook`.
+        counts: float32 [K], moving counts; `init_moving_counts`.
+        codebook: float [K, D].
         features: float [..., D], of the whole batch.
         codes: int32 [...], what they chose.
-        decay: of the averages.
-        restart_below: in positions of a batch; 0 restarts nothing.
+        decay: of the averages, in [0, 1).
+        restart_below: share of the even count, positions / K, in [0, 1); 0 restarts nothing.
 
     Returns:
-        (new statistics, codebook float32 [K, D]).
+        (new counts, new codebook float32 [K, D]).
     """
     features = jax.lax.stop_gradient(features).astype(jnp.float32).reshape(-1, features.shape[-1])
-    codes = codes.reshape(-1)
-    num_codes = statistics["counts"].shape[0]
-    batch_counts = jnp.zeros(num_codes).at[codes].add(1.0)
-    batch_sums = jnp.zeros_like(statistics["sums"]).at[codes].add(features)
-    counts = decay * statistics["counts"] + (1 - decay) * batch_counts
-    sums = decay * statistics["sums"] + (1 - decay) * batch_sums
+    codebook, codes = jnp.asarray(codebook, jnp.float32), codes.reshape(-1)
+    batch_counts = jnp.zeros_like(counts).at[codes].add(1.0)
+    batch_sums = jnp.zeros_like(codebook).at[codes].add(features)
+    counts = decay * counts + (1 - decay) * batch_counts
+    step = (1 - decay) * (batch_sums - batch_counts[:, None] * codebook)
+    codebook = codebook + step / jnp.maximum(counts, jnp.finfo(jnp.float32).tiny)[:, None]
     if restart_below > 0:
-        dead = counts < restart_below
-        fresh = features[jax.random.randint(key, (num_codes,), 0, features.shape[0])]
-        alive = max(restart_below, 1e-3) / decay ** (1 / (1 - decay))
-        counts = jnp.where(dead, alive, counts)
-        sums = jnp.where(dead[:, None], fresh * alive, sums)
-    codebook = sums / jnp.maximum(counts, 1e-5)[:, None]
-    return {"counts": counts, "sums": sums}, codebook
+        even = features.shape[0] / counts.shape[0]
+        dead = counts < restart_below * even
+        fresh = features[jax.random.randint(key, counts.shape, 0, features.shape[0])]
+        # An even count: it then has a few time constants to find users.
+        counts = jnp.where(dead, even, counts)
+        codebook = jnp.where(dead[:, None], fresh, codebook)
+    return counts, codebook
 
 
-def init_moving_codebook(codebook: jax.Array) -> dict[str, jax.Array]:
-    """Statistics that stand for `codebook`, float [K, D], with one position a code."""
-    codebook = codebook.astype(jnp.float32)
-    return {"counts": jnp.ones(codebook.shape[0]), "sums": codebook}
+def init_moving_counts(num_codes: int, positions: int) -> jax.Array:
+    """Even counts: `positions` of a batch over K codes, float32 [K]."""
+    return jnp.full(num_codes, positions / num_codes)

@@ -139,15 +139,19 @@ def regularized_in_tiles(
     else:
         tiles = flat.reshape(batch, -1, tile_size, channels).swapaxes(0, 1)
         tile_keys = None if keys is None else keys.reshape(-1, tile_size)
-        # Nothing of a tile but its result outlives it: the backward pass starts from the features again.
-        out = jax.lax.map(lambda x: jax.checkpoint(assign)(*x), (tile_keys, tiles))
-        per_image = {"posterior", "soft_posterior"}
-        out = QuantizeOutput(
-            *(
-                x.mean(0) if name in per_image else x.swapaxes(0, 1).reshape(batch, positions, *x.shape[3:])
-                for name, x in out._asdict().items()
-            )
-        )
+
+        def add_tile(sums, tile):
+            # Nothing of a tile but its result outlives it: the backward pass starts from the features again.
+            out = jax.checkpoint(assign)(*tile)
+            sums = jax.tree.map(jnp.add, sums, (out.posterior, out.soft_posterior))
+            return sums, out._replace(posterior=None, soft_posterior=None)
+
+        zeros = jnp.zeros((batch, codebook.shape[0]), jnp.float32)
+        sums, out = jax.lax.scan(add_tile, (zeros, zeros), (tile_keys, tiles))
+        # [tiles, B, tile, ...] to [B, positions, ...].
+        out = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(batch, positions, *x.shape[3:]), out)
+        posterior, soft_posterior = (total / tiles.shape[0] for total in sums)
+        out = out._replace(posterior=posterior, soft_posterior=soft_posterior)
     grid = {
         name: x.reshape(batch, height, width, *x.shape[2:])
         for name, x in out._asdict().items()

@@ -163,6 +163,11 @@ def make_feature_networks(
     settings = from_config(FeatureSettings, config.features, "features")
     choose(dict.fromkeys(("random", *NETWORKS)), settings.name, "features.name")
     dtype = choose(DTYPES, settings.dtype, "features.dtype")
+    if settings.name == "random" and settings.weights:
+        raise UserError(
+            f"config.features.weights={settings.weights} is of a trained network: set features.name too, "
+            '"random" features have no weights to read.'
+        )
     if settings.name == "random":
         features = RandomFeatures(channels=settings.channels, dtype=dtype)
         image = jnp.zeros((1, config.data.image_size, config.data.image_size, 3))
@@ -179,8 +184,8 @@ def make_feature_networks(
         lpips, frozen["lpips"] = load_lpips(loss.lpips_network, dtype)
     taps = loss.contrastive_layer_weights
     image = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, 3), jnp.float32)
-    count = len(jax.eval_shape(features.apply, {"params": params}, image))
-    if taps and len(taps) != count:
+    count = len(jax.eval_shape(features.apply, {"params": params}, image)) if taps else 0
+    if len(taps) != count:
         raise UserError(
             f"config.loss.contrastive_layer_weights has {len(taps)} weights, but {settings.name} features "
             f"have {count} taps: give one weight each, or () for their mean."

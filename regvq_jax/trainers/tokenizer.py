@@ -72,8 +72,8 @@ class TokenizerTrainer:
             "moving_logits": {"real": jnp.zeros(()), "fake": jnp.zeros(())},
         }
         if self.quantizer.ema_decay:
-            codebook = params["tokenizer"]["quantizer"]["codebook"]
-            statistics["moving_codebook"] = quantize.init_moving_codebook(codebook)
+            positions = self.train.batch_size * (self.data.image_size // self.model.downsampling) ** 2
+            statistics["moving_counts"] = quantize.init_moving_counts(num_codes, positions)
         return init_state(params, self.optimizers, averaged=("tokenizer",), statistics=statistics)
 
     def init_frozen(self) -> PyTree:
@@ -120,9 +120,10 @@ class TokenizerTrainer:
         )
         statistics = {"code_shares": shares, "moving_logits": observed["moving_logits"]}
         if self.quantizer.ema_decay:
-            statistics["moving_codebook"], codebook = quantize.update_moving_codebook(
+            statistics["moving_counts"], codebook = quantize.update_moving_codebook(
                 rng.fold_in_name(key, "restart"),
-                state.statistics["moving_codebook"],
+                state.statistics["moving_counts"],
+                state.params["tokenizer"]["quantizer"]["codebook"],
                 observed["features"],
                 observed["codes"],
                 decay=self.quantizer.ema_decay,
@@ -131,6 +132,9 @@ class TokenizerTrainer:
             params["tokenizer"]["quantizer"] = {"codebook": codebook}
 
         ema = update_ema(state.ema["tokenizer"], params["tokenizer"], state.step, self.train.ema_decay)
+        if self.quantizer.ema_decay:
+            # It is an average already; another one would blend restarted codes with what they were.
+            ema["quantizer"] = jax.tree.map(jnp.copy, params["tokenizer"]["quantizer"])
         metrics["optim/grad_norm"] = optax.tree.norm(grads["tokenizer"])
         metrics["optim/discriminator_grad_norm"] = optax.tree.norm(grads["discriminator"])
         metrics |= share_metrics(shares)
@@ -145,10 +149,11 @@ class TokenizerTrainer:
 
     def make_watches(self, metrics_path: Path) -> tuple[Callable[[int, dict[str, float]], None], ...]:
         """A watch on the discriminator and one on the codebook's usage."""
-        return (
-            DiscriminatorWatch(self.loss.discriminator_patience_steps),
-            UsageWatch(usage_history(metrics_path)),
-        )
+        # All processes must stop together, one is enough to warn.
+        discriminator = DiscriminatorWatch(self.loss.discriminator_patience_steps)
+        if jax.process_index() > 0:
+            return (discriminator,)
+        return discriminator, UsageWatch(usage_history(metrics_path))
 
     def _gradients(self, state, images, frozen, key):
         """(gradients by network, (metrics, observed)); one decoder backward for all terms."""

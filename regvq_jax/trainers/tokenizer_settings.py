@@ -39,8 +39,8 @@ class QuantizerSettings:
             to the second on a half cosine over so many steps; 0 steps keep the first.
         ema_decay: of a "nearest" codebook that follows the moving average of its features instead of a
             gradient; 0 = learn it by `loss.codebook_weight`.
-        restart_below: moving count, in positions of a batch, below which a code of such a codebook starts
-            anew from a random feature; 0 = never.
+        restart_below: share of the even count below which a code of such a codebook starts anew from a
+            random feature, in [0, 1); 0 = never.
     """
 
     name: str = "regularized"
@@ -67,6 +67,18 @@ class QuantizerSettings:
         for field in ("temperature", "final_temperature", "codebook_size", "code_dim", "depth"):
             if getattr(self, field) <= 0:
                 raise UserError(f"config.quantizer.{field}={getattr(self, field)} must be greater than 0.")
+        for field in ("ema_decay", "restart_below"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(
+                    f"config.quantizer.{field}={getattr(self, field)} must be at least 0 and less than 1."
+                )
+        if self.temperature_steps < 0:
+            raise UserError(f"config.quantizer.temperature_steps={self.temperature_steps} is less than 0.")
+        if self.levels and self.name != "fsq":
+            raise UserError(
+                f'config.quantizer.levels={self.levels} belongs to quantizer.name="fsq", not to '
+                f'"{self.name}": set it to ().'
+            )
         residual_fits = self.name == "nearest" or (self.name == "regularized" and self.logits != "projection")
         if self.depth > 1 and not residual_fits:
             raise UserError(
@@ -77,6 +89,11 @@ class QuantizerSettings:
             raise UserError(
                 "config.quantizer.ema_decay and restart_below belong to quantizer.name="
                 f'"nearest", not to "{self.name}": set them to 0.'
+            )
+        if self.ema_decay and self.depth > 1:
+            raise UserError(
+                f"config.quantizer.ema_decay={self.ema_decay} is for one level: set quantizer.depth=1 "
+                f"instead of {self.depth}, or ema_decay=0."
             )
         if self.restart_below and not self.ema_decay:
             raise UserError(
@@ -197,6 +214,13 @@ class LossSettings:
 
     def __post_init__(self):
         choose(GAN_LOSSES, self.adversarial_loss, "loss.adversarial_loss")
+        choose(dict.fromkeys(("batch", "image")), self.prior_kl_scope, "loss.prior_kl_scope")
+        for field, value in vars(self).items():
+            if field.endswith("_weight") and value < 0:
+                raise UserError(f"config.loss.{field}={value} must be at least 0; 0 leaves the term out.")
+        for field in ("contrastive_temperature", "contrastive_places"):
+            if getattr(self, field) <= 0:
+                raise UserError(f"config.loss.{field}={getattr(self, field)} must be greater than 0.")
 
     def latent_weights(self) -> dict[str, float]:
         """The weights of the terms that look at the quantizer's output alone."""
@@ -236,4 +260,9 @@ def check_terms(quantizer: QuantizerSettings, loss: LossSettings) -> None:
         raise UserError(
             f'config.loss.codebook_weight=0 leaves the codebook of quantizer.name="{quantizer.name}" '
             "untrained: set it to 1, or set quantizer.ema_decay for a moving average."
+        )
+    if quantizer.ema_decay and loss.codebook_weight:
+        raise UserError(
+            f"config.quantizer.ema_decay={quantizer.ema_decay} and config.loss.codebook_weight="
+            f"{loss.codebook_weight} both move the codebook: set one of them to 0."
         )

@@ -67,6 +67,13 @@ def test_every_rung_traces(rung):
     assert weights <= {"codebook", "commitment"}
 
 
+def test_maskgits_architecture_is_one_field_away(tiny_config):
+    tiny_config.model.update(architecture="maskgit", middle_attention=False)
+    trainer = build.make_tokenizer_trainer(tiny_config)
+    params = jax.eval_shape(trainer.init, jax.random.key(0)).params["tokenizer"]
+    assert "bias" not in params["encoder"]["conv_in"]
+
+
 def test_sweeps_of_the_ablation():
     assert ablation.get_config("mask_ratio=0.2").quantizer.mask_ratio == 0.2
     large = ablation.get_config("vqgan,codes=65536").quantizer

@@ -41,21 +41,36 @@ def test_nearest_by_hand():
 
 
 def test_moving_codebook_by_hand():
-    statistics = quantize.init_moving_codebook(jnp.array([[1.0], [5.0]]))
+    counts, codebook = quantize.init_moving_counts(2, 2), jnp.array([[1.0], [5.0]])
     features, codes = jnp.array([[2.0], [4.0]]), jnp.array([0, 0])
-    statistics, codebook = quantize.update_moving_codebook(KEY, statistics, features, codes, decay=0.5)
-    # Counts 0.5 * 1 + 0.5 * 2 and 0.5; sums 0.5 * 1 + 0.5 * 6 and 2.5.
-    np.testing.assert_allclose(statistics["counts"], [1.5, 0.5])
-    np.testing.assert_allclose(codebook, [[3.5 / 1.5], [5.0]])
+    counts, codebook = quantize.update_moving_codebook(KEY, counts, codebook, features, codes, decay=0.5)
+    # Counts 0.5 * 1 + 0.5 * 2 and 0.5; sums would be 0.5 * 1 + 0.5 * 6 and 2.5.
+    np.testing.assert_allclose(counts, [1.5, 0.5])
+    np.testing.assert_allclose(codebook, [[3.5 / 1.5], [5.0]], rtol=1e-6)
+    for _ in range(300):  # A code that is never used again stays where it is.
+        counts, codebook = quantize.update_moving_codebook(KEY, counts, codebook, features, codes, decay=0.5)
+    np.testing.assert_array_equal(codebook[1], [5.0])
+
+
+def test_codes_in_even_use_are_not_restarted():
+    counts, codebook = quantize.init_moving_counts(8, 64), jax.random.normal(KEY, (8, 2))
+    features, first = jnp.full((64, 2), 50.0), codebook
+    for step in range(30):
+        codes = jax.random.randint(jax.random.fold_in(KEY, step), (64,), 0, 8)
+        key = jax.random.fold_in(KEY, 100 + step)
+        counts, codebook = quantize.update_moving_codebook(
+            key, counts, codebook, features, codes, decay=0.9, restart_below=0.03
+        )
+    assert (codebook < 50).all() and (codebook > first).all()  # On their way, and no jump to a feature.
 
 
 def test_a_dead_code_starts_anew_from_a_feature_and_lives():
-    statistics = quantize.init_moving_codebook(jnp.zeros((3, 2)))
+    counts, codebook = quantize.init_moving_counts(3, 50), jnp.zeros((3, 2))
     features = jax.random.normal(KEY, (50, 2)) + 10.0
     codes = jnp.zeros(50, jnp.int32)
     for step in range(40):
-        statistics, codebook = quantize.update_moving_codebook(
-            jax.random.fold_in(KEY, step), statistics, features, codes, decay=0.8, restart_below=0.5
+        counts, codebook = quantize.update_moving_codebook(
+            jax.random.fold_in(KEY, step), counts, codebook, features, codes, decay=0.8, restart_below=0.1
         )
     assert (codebook > 5).all()  # Nothing is left at the origin.
     codes = quantize.nearest(features.reshape(1, 5, 10, 2), codebook).codes

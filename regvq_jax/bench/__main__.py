@@ -1,0 +1,22 @@
+"""Runs one benchmark: python -m regvq_jax.bench NAME (see --help of each).
+
+python -m regvq_jax.bench quantizer     quantizers at 1,024 to 65,536 codes: time and peak memory
+"""
+
+from collections.abc import Sequence
+
+from regvq_jax.bench import quantizer
+from regvq_jax.command_line import Parser, run_command
+
+BENCHMARKS = {"quantizer": quantizer.main}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the benchmark that the first argument names with the rest of them."""
+    parser = Parser("regvq_jax.bench", __doc__)
+    parser.add_argument("name", choices=BENCHMARKS)
+    BENCHMARKS[parser.parse_args(argv[:1]).name](argv[1:])
+
+
+if __name__ == "__main__":
+    run_command(main)

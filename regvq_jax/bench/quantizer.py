@@ -1,0 +1,297 @@
+"""A training step of the quantizers, forward and backward, at several codebook sizes.
+
+    python -m regvq_jax.bench quantizer
+    python -m regvq_jax.bench quantizer --codes 65536 --batch=2 --output=quantizer.md
+
+Compares, each with its baseline:
+  nearest       our nearest codes in tiles with vector-quantize-pytorch's. Equal work: the same features and
+                codebook, straight-through, gradients of codebook and commitment loss of weight 1.
+  regularized   mask 0.4, dot logits, gradients of the code vectors and of the prior KL, in tiles and as the
+                plain form that holds whole [positions, K] arrays. Equal work.
+                vector-quantize-pytorch's stochastic codes are the nearest like: noise at all positions,
+                softmax straight-through; they do less, without KL, entropy, and gradients of the codebook.
+
+Every program has a process of its own; they take turns. temp is what the compiler planned beside arguments
+and results; RSS is the growth of the process over its inputs, compiling included.
+torch runs on the CPU; without it, or without vector-quantize-pytorch, the JAX half runs alone.
+"""
+
+import argparse
+import dataclasses
+import functools
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from regvq_jax import quantize
+from regvq_jax.bench.measure import Limits, Measurement, Program, describe_machine, measure_in_turns
+from regvq_jax.bench.table import output_path, show, write
+from regvq_jax.command_line import Parser, positive
+from regvq_jax.models.quantizer import TILE_ELEMENTS
+
+MASK_RATIO = 0.4
+RIVALS = ("torch", "vector-quantize-pytorch")
+TINY = dict(codes=[64], batch=2, grid=4, code_dim=8, repeats=2, tile_elements=512)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What all programs of one comparison are given.
+
+    Attributes:
+        num_codes, batch, grid, code_dim: K, B, h = w, D.
+        tile_elements: most elements of a [positions, K] array in a tile.
+        seed: of features, codebook and noise.
+    """
+
+    num_codes: int
+    batch: int
+    grid: int
+    code_dim: int
+    tile_elements: int
+    seed: int
+
+    @property
+    def tile_size(self) -> int:
+        """Positions of each image that are held at once: the largest divisor of h * w that fits."""
+        positions, limit = self.grid**2, self.tile_elements // (self.batch * self.num_codes)
+        return max((n for n in range(1, positions + 1) if positions % n == 0 and n <= limit), default=1)
+
+    @property
+    def array_bytes(self) -> int:
+        """Of one float32 [positions, K] array."""
+        return 4 * self.batch * self.grid**2 * self.num_codes
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Features, the gradient at the code vectors (both [B, h, w, D]) and the codebook [K, D], float32."""
+        rng = np.random.default_rng(self.seed)
+        shape = (self.batch, self.grid, self.grid, self.code_dim)
+        features, direction = (rng.standard_normal(shape, np.float32) for _ in range(2))
+        codebook = rng.standard_normal((self.num_codes, self.code_dim), np.float32)
+        # Dot logits of unit variance, as a tokenizer's codebook begins.
+        return features, direction, codebook * np.float32(self.code_dim**-0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One row for each codebook size.
+
+    Attributes:
+        make_inputs: Problem -> () -> Program; see `measure_in_turns`.
+        baseline: the case that its figures are ratios of.
+        tiled: whether it holds a tile at a time.
+        equal: whether its results are the baseline's.
+        needs_torch: whether it needs what `RIVALS` names.
+    """
+
+    make_inputs: Callable[[Problem], Callable[[], Program]]
+    baseline: str
+    tiled: bool = False
+    equal: bool = True
+    needs_torch: bool = False
+
+
+def jax_program(loss_fn: Callable, problem: Problem) -> Callable[[], Program]:
+    """The gradients of loss_fn(problem, key, features, codebook, direction) -> (loss, output), compiled."""
+    # The processes of the cases share an accelerator: none may take all of it beforehand.
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    features, direction, codebook = jax.device_put(problem.arrays())
+    key = jax.random.key(problem.seed)
+
+    def build() -> Program:
+        # The whole output is returned: a training step takes its figures from it.
+        step = jax.value_and_grad(functools.partial(loss_fn, problem), (1, 2), has_aux=True)
+        compiled = jax.jit(step).lower(key, features, codebook, direction).compile()
+
+        def run():
+            (_, out), gradients = jax.block_until_ready(compiled(key, features, codebook, direction))
+            return {"codes": out.codes, "features": gradients[0], "codebook": gradients[1]}
+
+        return Program(run, compiled.memory_analysis().temp_size_in_bytes)
+
+    return build
+
+
+def nearest_loss(problem, key, features, codebook, direction):
+    """A linear loss of the code vectors, plus codebook and commitment loss."""
+    out = quantize.nearest(features, codebook, tile_size=problem.tile_size)
+    return jnp.mean(out.quantized * direction) + jnp.mean(out.codebook_error + out.commitment_error), out
+
+
+def plain_loss(problem, key, features, codebook, direction):
+    """A linear loss of the code vectors, plus the prior KL."""
+    logits = quantize.dot_logits(features, codebook)
+    out = quantize.regularized(key, logits, codebook, mask_ratio=MASK_RATIO)
+    return jnp.mean(out.quantized * direction) + quantize.prior_kl(out.posterior), out
+
+
+def tiled_loss(problem, key, features, codebook, direction):
+    """`plain_loss` in tiles."""
+    out = quantize.regularized_in_tiles(
+        key,
+        features,
+        lambda x: quantize.dot_logits(x, codebook),
+        codebook,
+        mask_ratio=MASK_RATIO,
+        tile_size=problem.tile_size,
+    )
+    return jnp.mean(out.quantized * direction) + quantize.prior_kl(out.posterior), out
+
+
+def torch_program(stochastic: bool, problem: Problem) -> Callable[[], Program]:
+    """The gradients of vector-quantize-pytorch's layer: nearest codes, or stochastic ones."""
+    import torch
+    from vector_quantize_pytorch import VectorQuantize
+
+    features, direction, codebook = (torch.from_numpy(x) for x in problem.arrays())
+    features, direction = (x.reshape(problem.batch, -1, problem.code_dim) for x in (features, direction))
+    features.requires_grad_()
+
+    def build() -> Program:
+        torch.manual_seed(problem.seed)
+        layer = VectorQuantize(
+            problem.code_dim,
+            problem.num_codes,
+            rotation_trick=False,
+            ema_update=False,
+            # Its soft gradient excludes a learned codebook.
+            learnable_codebook=not stochastic,
+            commitment_weight=0.0 if stochastic else 1.0,
+            stochastic_sample_codes=stochastic,
+            straight_through=stochastic,
+            route_gradients_to_input=not stochastic,
+        )
+        with torch.no_grad():
+            layer.codebook = codebook
+
+        def run():
+            layer.zero_grad()
+            features.grad = None
+            quantized, codes, loss = layer(features)
+            (torch.mean(quantized * direction) + loss.sum()).backward()
+            shape = (problem.batch, problem.grid, problem.grid)
+            result = {"codes": codes.reshape(shape), "features": features.grad.reshape(*shape, -1)}
+            return result if stochastic else result | {"codebook": layer._codebook.embed.grad[0]}
+
+        return Program(run)
+
+    return build
+
+
+NEAREST, PLAIN, TILED = "nearest, in tiles", "regularized, plain", "regularized, in tiles"
+TORCH_NEAREST, TORCH_STOCHASTIC = "nearest, torch", "stochastic codes, torch"
+CASES = {
+    NEAREST: Case(functools.partial(jax_program, nearest_loss), TORCH_NEAREST, tiled=True),
+    TORCH_NEAREST: Case(functools.partial(torch_program, False), TORCH_NEAREST, needs_torch=True),
+    PLAIN: Case(functools.partial(jax_program, plain_loss), PLAIN),
+    TILED: Case(functools.partial(jax_program, tiled_loss), PLAIN, tiled=True),
+    TORCH_STOCHASTIC: Case(functools.partial(torch_program, True), PLAIN, equal=False, needs_torch=True),
+}
+# Field of a row, and how the table shows it.
+COLUMNS = {
+    "tile": ("tile_size", lambda x: f"{x:,}"),
+    "ms": ("seconds", lambda x: f"{x * 1e3:,.{1 if x < 1 else 0}f}"),
+    "ratio": ("time_ratio", lambda x: f"{x:.2f}"),
+    "temp MiB": ("temp_bytes", lambda x: f"{x / 2**20:,.0f}"),
+    "arrays": ("temp_arrays", lambda x: f"{x:.2f}"),
+    "RSS MiB": ("rss_bytes", lambda x: f"{x / 2**20:,.0f}"),
+    "RSS ratio": ("rss_ratio", lambda x: f"{x:.2f}"),
+    "codes off": ("codes_off", lambda x: f"{x:,}"),
+    "grad. off": ("gradients_off", lambda x: f"{x:.0e}"),
+    "n": ("repeats", lambda x: f"{x}"),
+}
+
+
+def make_row(problem: Problem, name: str, case: Case, measured: Mapping[str, Measurement]) -> dict:
+    """The figures of a case by field; fields without a figure are left out."""
+    own, baseline = measured[name], measured.get(case.baseline)
+    row = dict(codes=problem.num_codes, quantizer=name, baseline=case.baseline, failure=own.failure)
+    if case.tiled:
+        row["tile_size"] = problem.tile_size
+    if own.temp_bytes is not None:
+        row |= dict(temp_bytes=own.temp_bytes, temp_arrays=own.temp_bytes / problem.array_bytes)
+    if own.failure:
+        return row
+    row |= dict(seconds=own.median, all_seconds=own.seconds, repeats=len(own.seconds))
+    row["rss_bytes"] = own.peak_bytes
+    if baseline is None or baseline.failure:
+        return row
+    row |= dict(time_ratio=own.median / baseline.median, rss_ratio=own.peak_bytes / baseline.peak_bytes)
+    if case.equal and own is not baseline:
+        row["codes_off"] = int(np.sum(own.result["codes"] != baseline.result["codes"]))
+        row["gradients_off"] = max(
+            relative_error(own.result[x], baseline.result[x]) for x in ("features", "codebook")
+        )
+    return row
+
+
+def relative_error(values: np.ndarray, reference: np.ndarray) -> float:
+    """The largest difference of two arrays, as a share of the reference's largest element."""
+    return float(np.abs(values - reference).max() / np.abs(reference).max())
+
+
+def describe(args: argparse.Namespace, with_torch: bool) -> str:
+    """Sizes, machine and versions, and what the columns are."""
+    packages = ("jax", "jaxlib", *(RIVALS if with_torch else ()))
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    device = jax.devices()[0]
+    return (
+        f"{args.batch * args.grid**2:,} positions [{args.batch}, {args.grid}, {args.grid}] of "
+        f"{args.code_dim} dimensions, float32; median of up to {args.repeats} repeats in turns, seed "
+        f"{args.seed}; JAX on {device.device_kind}; {describe_machine()}; {versions}. "
+        f"Ratios and differences are to {TORCH_NEAREST!r} and {PLAIN!r}. tile: positions of each image at "
+        "once; temp: of the compiled program, also in float32 [positions, K] arrays; RSS: growth of the "
+        "process; codes off: how many are others; grad. off: largest difference of a gradient, as a share of "
+        "its largest element; n: repeats."
+    )
+
+
+def has_rivals() -> bool:
+    """Whether torch and vector-quantize-pytorch are installed."""
+    return all(importlib.util.find_spec(name.replace("-", "_")) for name in RIVALS)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures, prints the table, and writes it where --output says."""
+    args = make_parser().parse_args(argv)
+    if args.tiny:
+        vars(args).update(TINY)
+    with_torch = has_rivals() and not args.tiny
+    if not with_torch and not args.tiny:
+        print("Without a comparison with torch: pip install 'regvq-jax[parity]' brings what it needs.")
+    cases = {name: case for name, case in CASES.items() if with_torch or not case.needs_torch}
+    limits = Limits(args.repeats, args.time_limit, args.memory_limit * 2**30)
+    rows = []
+    for num_codes in args.codes:
+        problem = Problem(num_codes, args.batch, args.grid, args.code_dim, args.tile_elements, seed=args.seed)
+        programs = {name: functools.partial(case.make_inputs, problem) for name, case in cases.items()}
+        measured = measure_in_turns(programs, limits)
+        rows += [make_row(problem, name, case, measured) for name, case in cases.items()]
+
+    caption = describe(args, with_torch)
+    show(rows, COLUMNS, caption)
+    if args.output is not None:
+        write(args.output.expanduser(), rows, COLUMNS, caption)
+
+
+def make_parser() -> Parser:
+    """The flags."""
+    parser = Parser("regvq_jax.bench quantizer", __doc__)
+    add = parser.add_argument
+    add("--codes", type=positive, nargs="+", default=[1024, 16384, 65536], metavar="K", help="codebook sizes")
+    add("--batch", type=positive, default=8, help="images (default 8)")
+    add("--grid", type=positive, default=32, help="positions along each side of an image (default 32)")
+    add("--code-dim", type=positive, default=64, help="length of a code vector (default 64)")
+    add("--repeats", type=positive, default=3, help="timed runs of each program (default 3)")
+    add("--seed", type=int, default=0)
+    add("--tile-elements", type=positive, default=TILE_ELEMENTS, help="of a tile (default: a tokenizer's)")
+    add("--time-limit", type=positive, default=120, metavar="SECONDS", help="for one program (default 120)")
+    add("--memory-limit", type=positive, default=16, metavar="GIB", help="for one program (default 16)")
+    add("--tiny", action="store_true", help="a trial of the benchmark itself in seconds, without torch")
+    add("--output", type=output_path, metavar="FILE", help=".md for the table, .json for all figures")
+    return parser
