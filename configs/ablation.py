@@ -16,7 +16,9 @@ Rungs, one after the colon:
 and, beyond the paper, `vqema` (moving-average codebook with restarts), `simvq`, `ibq`, `fsq`, `lfq`,
 `residual`, each with the discriminator. `:pcl,mask_ratio=0.2` (or mask, cl) sweeps Figure 3,
 `:pcl,codes=4096` (or any rung) Figure 8; `steps=N` sets the length, `tiny` is for tests.
-Logits are negative distances to the codes throughout: beside a learned projection they learn faster (README), and they scale to large codebooks. LPIPS
+Logits are negative distances to the codes throughout:
+beside a learned projection they learn faster (README),
+and they scale to large codebooks. LPIPS
 needs the extra `.[lpips]`.
 """
 
