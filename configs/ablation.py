@@ -71,6 +71,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
             raise UserError(f'The config has no rung "{first}".{did_you_mean(first, list(RUNGS))}')
     choice = common.parse_arg(choices, tiny=False, mask_ratio=0.4, codes=1024, steps=400)
 
+    if "mask_ratio" in choices and "quantizer.name" in RUNGS[rung]:
+        raise UserError(f'The rung "{rung}" has no stochastic mask: mask_ratio goes with mask, cl and pcl.')
+
     config = quickstart.get_config()
     config.stages = ("tokenizer", "report")
     config.data.image_size = 64

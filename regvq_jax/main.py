@@ -23,7 +23,7 @@ from regvq_jax import sharding, stages
 from regvq_jax.errors import UserError
 from regvq_jax.loop import Preempted
 from regvq_jax.progress import setup_logging
-from regvq_jax.workdir import open_workdir
+from regvq_jax.workdir import check_groups, open_workdir
 
 USER_ERROR, RUN_AGAIN = 2, 42
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
@@ -60,6 +60,7 @@ def main(argv: list[str]) -> int:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     config = _CONFIG.value
+    check_groups(config, "The config file")
     if config.tokenizer:
         # The run remembers it, wherever it is called from.
         path = Path(config.tokenizer).expanduser().absolute()

@@ -19,6 +19,22 @@ FREE_FIELDS = (
     "loss.discriminator_patience_steps",
 )
 
+# What every run needs; the groups of stage two are looked for where it begins.
+GROUPS = (
+    *("seed", "stages", "mesh", "tokenizer", "data", "model", "discriminator", "features"),
+    *("quantizer", "loss", "optim", "train", "evals"),
+)
+
+
+def check_groups(config: ConfigDict, where: str) -> None:
+    """Raises UserError unless `config`, from `where`, has every group in `GROUPS`."""
+    missing = [name for name in GROUPS if name not in config]
+    if missing:
+        raise UserError(
+            f"{where} has no config.{', config.'.join(missing)}: it was written for another version of "
+            "regvq_jax; take the groups over from configs/quickstart.py, or use the version that it is for."
+        )
+
 
 def open_workdir(path: str, config: ConfigDict) -> Path:
     """Takes a directory for a run with `config`, new or the same as before.
@@ -67,7 +83,7 @@ def load_config(directory: Path) -> ConfigDict:
     """The config of the run in `directory`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or one of another version.
     """
     record = directory / "config.json"
     if not record.exists():
@@ -75,7 +91,9 @@ def load_config(directory: Path) -> ConfigDict:
             f"{directory} has no config.json: it is not the workdir of a run; give the directory that "
             "--workdir named."
         )
-    return ConfigDict(read_json(record))
+    config = ConfigDict(read_json(record))
+    check_groups(config, str(record))
+    return config
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

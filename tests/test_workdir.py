@@ -56,3 +56,13 @@ def test_no_permission(tmp_path, tiny_config):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="(?i)permission"):
         open_workdir(str(tmp_path / "run"), tiny_config)
+
+
+def test_a_config_of_another_version_names_what_it_lacks(tmp_path, tiny_config):
+    directory = open_workdir(str(tmp_path / "run"), tiny_config)
+    record = directory / "config.json"
+    content = json.loads(record.read_text())
+    del content["quantizer"], content["tokenizer"]
+    record.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="config.json has no config.tokenizer, config.quantizer: .* version"):
+        load_config(directory)

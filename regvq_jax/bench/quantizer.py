@@ -32,7 +32,7 @@ from regvq_jax import quantize
 from regvq_jax.bench.measure import Limits, Measurement, Program, describe_machine, measure_in_turns
 from regvq_jax.bench.table import output_path, show, write
 from regvq_jax.command_line import Parser, positive
-from regvq_jax.models.quantizer import TILE_ELEMENTS
+from regvq_jax.models.quantizer import TILE_ELEMENTS, largest_tile
 
 MASK_RATIO = 0.4
 RIVALS = ("torch", "vector-quantize-pytorch")
@@ -58,9 +58,8 @@ class Problem:
 
     @property
     def tile_size(self) -> int:
-        """Positions of each image that are held at once: the largest divisor of h * w that fits."""
-        positions, limit = self.grid**2, self.tile_elements // (self.batch * self.num_codes)
-        return max((n for n in range(1, positions + 1) if positions % n == 0 and n <= limit), default=1)
+        """Positions of each image that are held at once."""
+        return largest_tile(self.batch, self.grid**2, self.num_codes, self.tile_elements)
 
     @property
     def array_bytes(self) -> int:

@@ -20,6 +20,19 @@ KINDS = (*LOGIT_KINDS, "nearest", "simvq", "ibq", *IMPLICIT_KINDS)
 LOGITS = ("projection", "dot", "distance")
 
 
+def largest_tile(batch: int, positions: int, num_codes: int, elements: int = TILE_ELEMENTS) -> int:
+    """The most positions of each image, a divisor of all of them, whose logits are held at once; at least 1.
+
+    Args:
+        batch: B, images.
+        positions: h * w, of each image.
+        num_codes: K.
+        elements: most elements of a [B, tile, K] array.
+    """
+    limit = elements // (batch * num_codes)
+    return max((n for n in range(1, positions + 1) if positions % n == 0 and n <= limit), default=1)
+
+
 class Affine(nn.Module):
     """The kernel and bias of a linear map as arrays, for use inside other transformations than Linen's."""
 
@@ -110,7 +123,8 @@ class Quantizer(nn.Module):
 
     def _quantize(self, features, key, ratio, temperature) -> QuantizeOutput:
         features = features.astype(jnp.float32)
-        tile_size = self._tile_size(features)
+        batch, height, width, _ = features.shape
+        tile_size = largest_tile(batch, height * width, self.codebook_size)
         if self.kind == "fsq":
             return quantize.fsq(features, self.levels)
         if self.kind == "lfq":
@@ -139,13 +153,6 @@ class Quantizer(nn.Module):
             return lambda x: quantize.distance_logits(x, codebook)
         kernel, bias = self.to_logits(self.code_dim)
         return lambda x: jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias
-
-    def _tile_size(self, features: jax.Array) -> int:
-        """The most positions of each image whose logits fit `TILE_ELEMENTS`."""
-        batch, height, width, _ = features.shape
-        limit = TILE_ELEMENTS // (batch * self.codebook_size)
-        divisors = [n for n in range(1, height * width + 1) if height * width % n == 0]
-        return max((n for n in divisors if n <= limit), default=1)
 
     def vectors(self) -> jax.Array:
         """All code vectors, float32 [K, D]."""

@@ -41,6 +41,32 @@ class QuantizeOutput(NamedTuple):
     commitment_error: jax.Array
 
 
+def unsampled(quantized: jax.Array, codes: jax.Array, posterior: jax.Array) -> QuantizeOutput:
+    """The output of a quantizer that samples nothing and has no soft assignment.
+
+    Args:
+        quantized: float32 [B, h, w, D].
+        codes: int32 [B, h, w].
+        posterior: float32 [B, K].
+
+    Returns:
+        A `QuantizeOutput` whose entropy, perturbation and errors are 0, for `_replace` to fill in.
+    """
+    zeros = jnp.zeros(codes.shape, jnp.float32)
+    return QuantizeOutput(
+        quantized=quantized,
+        codes=codes,
+        best_codes=codes,
+        posterior=posterior,
+        stochastic_mask=jnp.zeros(codes.shape, bool),
+        perturbation=zeros,
+        soft_posterior=posterior,
+        entropy=zeros,
+        codebook_error=zeros,
+        commitment_error=zeros,
+    )
+
+
 def squared_errors(features: jax.Array, vectors: jax.Array) -> dict[str, jax.Array]:
     """The two halves of the VQ-VAE loss at each position.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from regvq_jax.quantize.contract import QuantizeOutput, histogram, squared_errors
+from regvq_jax.quantize.contract import QuantizeOutput, histogram, squared_errors, unsampled
 
 
 def fsq(features: jax.Array, levels: Sequence[int]) -> QuantizeOutput:
@@ -34,20 +34,7 @@ def fsq(features: jax.Array, levels: Sequence[int]) -> QuantizeOutput:
     digits = jnp.round(jax.lax.stop_gradient(rounded)) + sizes // 2
     strides = jnp.cumprod(jnp.asarray((1, *levels[:-1]), jnp.int32))
     codes = jnp.sum(digits.astype(jnp.int32) * strides, -1)
-    posterior = histogram(codes, math.prod(levels))
-    zeros = jnp.zeros(codes.shape, jnp.float32)
-    return QuantizeOutput(
-        quantized=rounded / (sizes // 2),
-        codes=codes,
-        best_codes=codes,
-        posterior=posterior,
-        stochastic_mask=jnp.zeros(codes.shape, bool),
-        perturbation=zeros,
-        soft_posterior=posterior,
-        entropy=zeros,
-        codebook_error=zeros,
-        commitment_error=zeros,
-    )
+    return unsampled(rounded / (sizes // 2), codes, histogram(codes, math.prod(levels)))
 
 
 def fsq_vectors(codes: jax.Array, levels: Sequence[int]) -> jax.Array:
@@ -89,17 +76,9 @@ def lfq(features: jax.Array, *, temperature: float | jax.Array = 1.0) -> Quantiz
     soft_posterior = jnp.einsum("bph,bpl->bhl", high, low).reshape(batch, -1) / (height * width)
     # Parenthesised: the difference is exactly zero, and the values stay those of the histogram.
     posterior = histogram(codes, 2**bits) + (soft_posterior - jax.lax.stop_gradient(soft_posterior))
-    return QuantizeOutput(
-        quantized=vectors + (features - jax.lax.stop_gradient(features)),
-        codes=codes,
-        best_codes=codes,
-        posterior=posterior,
-        stochastic_mask=jnp.zeros(codes.shape, bool),
-        perturbation=jnp.zeros(codes.shape, jnp.float32),
-        soft_posterior=soft_posterior,
-        entropy=entropy,
-        **squared_errors(features, vectors),
-    )
+    quantized = vectors + (features - jax.lax.stop_gradient(features))
+    out = unsampled(quantized, codes, posterior)
+    return out._replace(soft_posterior=soft_posterior, entropy=entropy, **squared_errors(features, vectors))
 
 
 def lfq_vectors(codes: jax.Array, bits: int) -> jax.Array:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from regvq_jax.quantize.contract import QuantizeOutput, histogram, squared_errors
+from regvq_jax.quantize.contract import QuantizeOutput, histogram, squared_errors, unsampled
 from regvq_jax.quantize.logits import distance_logits
 
 
@@ -26,19 +26,8 @@ def nearest(features: jax.Array, codebook: jax.Array, *, tile_size: int = 0) -> 
     vectors = codebook[codes]
     # Exactly the code vectors: `features - stop_gradient(features)` is zero.
     quantized = jax.lax.stop_gradient(vectors) + (features - jax.lax.stop_gradient(features))
-    posterior = histogram(codes, codebook.shape[0])
-    zeros = jnp.zeros(codes.shape, jnp.float32)
-    return QuantizeOutput(
-        quantized=quantized,
-        codes=codes,
-        best_codes=codes,
-        posterior=posterior,
-        stochastic_mask=jnp.zeros(codes.shape, bool),
-        perturbation=zeros,
-        soft_posterior=posterior,
-        entropy=zeros,
-        **squared_errors(features, vectors),
-    )
+    out = unsampled(quantized, codes, histogram(codes, codebook.shape[0]))
+    return out._replace(**squared_errors(features, vectors))
 
 
 def simvq(

@@ -80,6 +80,8 @@ def test_sweeps_of_the_ablation():
     assert (large.name, large.codebook_size) == ("nearest", 65536)
     assert ablation.get_config("codes=65536").quantizer.name == "regularized"
     assert ablation.get_config().quantizer.name == "regularized"
+    with pytest.raises(UserError, match='"vqgan" has no stochastic mask'):
+        ablation.get_config("vqgan,mask_ratio=0.2")
     with pytest.raises(UserError, match='no rung "vqgann". Did you mean "vqgan"'):
         ablation.get_config("vqgann,tiny")
 
