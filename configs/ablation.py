@@ -49,8 +49,9 @@ RUNGS = {
     "vqema": {
         **NEAREST,
         "loss.codebook_weight": 0.0,
-        "quantizer.ema_decay": 0.99,
-        "quantizer.restart_below": 0.03,
+        # Short enough a memory that dead codes start anew within these few steps.
+        "quantizer.ema_decay": 0.95,
+        "quantizer.restart_below": 0.1,
     },
     "simvq": {**NO_REGULARIZATION, "quantizer.name": "simvq"},
     "ibq": {**NO_REGULARIZATION, "quantizer.name": "ibq", "loss.entropy_weight": 0.05},

@@ -35,6 +35,12 @@ def check_exportable(model: ImageTokenizer, project: str, wanted_groups: int | N
             "config.model.middle_attention=True to export there."
         )
     widths = {model.channels * multiplier for multiplier in (1, *model.multipliers)}
+    if any(width % (wanted_groups or 1) for width in widths):
+        raise UserError(
+            f"{project} has {wanted_groups} groups in every normalisation, which cannot split the widths "
+            f"{', '.join(map(str, sorted(widths)))} of this network; export it with --format=diffusers, or "
+            f"train with config.model.channels a multiple of {wanted_groups}."
+        )
     groups = {num_groups(width, model.norm_groups) for width in widths}
     if len(groups) > 1 or wanted_groups not in (None, *groups):
         raise UserError(

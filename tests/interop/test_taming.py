@@ -300,3 +300,11 @@ def test_a_pickle_that_is_more_than_weights_is_refused(tmp_path, capsys):
 def test_mistaken_flags_are_one_sentence(argv):
     with pytest.raises(UserError, match="--help"):
         main(argv)
+
+
+def test_a_network_too_narrow_for_taming_is_told_so():
+    narrow = ImageTokenizer(
+        Quantizer(kind="nearest", codebook_size=4, code_dim=4), channels=16, multipliers=(1, 2)
+    )
+    with pytest.raises(UserError, match="cannot split the widths 16, 32 .* multiple of 32"):
+        taming.export_state(narrow, {})
