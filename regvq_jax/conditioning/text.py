@@ -5,12 +5,12 @@ import gzip
 import html
 import importlib.resources
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
+from regvq_jax.conditioning.text_rows import RowTokenizer
 from regvq_jax.errors import UserError
 
 BOS_ID = 49406
@@ -29,13 +29,11 @@ _STRAIGHT_QUOTES = str.maketrans(
 )
 
 
-class TextTokenizer:
+class TextTokenizer(RowTokenizer):
     """Captions to CLIP token ids and back; get it from `make_tokenizer`.
 
-    A row is BOS, the caption's ids, EOS, then `PAD_ID` to the end; its mask (True = a token) is
-    `ids != PAD_ID`. An empty caption is a row of `PAD_ID` alone, which means: no condition. Every
-    Unicode string has ids, byte by byte where the vocabulary knows no better. Pickles as its name,
-    not its content, so that data workers can hold one.
+    Rows are as in `RowTokenizer`. Every Unicode string has ids, byte by byte where the vocabulary knows
+    no better. Pickles as its name, not its content, so that data workers can hold one.
     """
 
     vocab_size = VOCAB_SIZE
@@ -67,46 +65,6 @@ class TextTokenizer:
     def __reduce__(self):
         return make_tokenizer, ()
 
-    def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
-        """Turns captions into rows of token ids, cutting those that are too long before their EOS.
-
-        Args:
-            texts: B captions.
-            length: L, at least 2, the size of a row.
-
-        Returns:
-            int32 [B, L]; a pure function of each caption, whatever its neighbours.
-
-        Raises:
-            UserError: `length` cannot hold BOS and EOS, or `texts` is one string.
-        """
-        if length < 2:
-            raise UserError(f"A text length of {length} cannot hold BOS and EOS: set at least 2.")
-        rows = np.full((len(_as_captions(texts)), length), PAD_ID, np.int32)
-        for row, text in zip(rows, texts, strict=True):
-            words = self._words(text)
-            if words:
-                words = [BOS_ID, *words[: length - 2], EOS_ID]
-                row[: len(words)] = words
-        return rows
-
-    def lengths(self, texts: Sequence[str]) -> np.ndarray:
-        """Counts the ids that each caption needs uncut, BOS and EOS included, 0 if it is empty.
-
-        `(lengths(texts) > L).sum()` captions lose words in `encode(texts, L)`.
-
-        Args:
-            texts: B captions.
-
-        Returns:
-            int32 [B].
-
-        Raises:
-            UserError: `texts` is one string.
-        """
-        counts = [len(self._words(text)) for text in _as_captions(texts)]
-        return np.array([count + 2 if count else 0 for count in counts], np.int32)
-
     def decode(self, ids: Iterable[int]) -> str:
         """Turns one row of ids back into a caption, lower case, with a space after each word.
 
@@ -132,7 +90,6 @@ class TextTokenizer:
         return content.decode("utf-8", errors="replace").rstrip(" ")
 
     def _words(self, text: str) -> list[int]:
-        # One caption at a time: `encode_batch` starts threads, which do not survive a fork.
         return self._bpe.encode(clean(text)).ids
 
 
@@ -152,12 +109,6 @@ def clean(text: str) -> str:
     text = html.unescape(html.unescape(text))
     text = unicodedata.normalize("NFC", text).translate(_STRAIGHT_QUOTES)
     return " ".join(text.split()).lower()
-
-
-def _as_captions(texts: Sequence[str]) -> Sequence[str]:
-    if isinstance(texts, str):
-        raise UserError(f"Captions must come as a list of strings, got the one string {texts!r}.")
-    return texts
 
 
 def _byte_symbols() -> dict[int, str]:

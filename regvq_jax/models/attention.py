@@ -1,0 +1,137 @@
+"""Attention for the transformer: which implementation, where tokens are, and keys kept between steps."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from regvq_jax.models.layers import Dtype
+
+dense_init = nn.initializers.xavier_uniform()
+IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+
+
+def choose_implementation(name: str, dtype: Dtype, query_length: int, key_length: int, head_dim: int) -> str:
+    """Which attention `jax.nn.dot_product_attention` shall use.
+
+    Args:
+        name: "xla" and "cudnn" (fused, on NVIDIA GPUs) are taken as they are; "auto" is "cudnn" where that
+            can do it, which wants half precision, even lengths and heads of a multiple of 8.
+        dtype: of queries, keys and values.
+        query_length, key_length: of the sequences.
+        head_dim: size of a head.
+
+    Returns:
+        "xla" or "cudnn".
+    """
+    if name != "auto":
+        return name
+    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    even = query_length % 2 == 0 and key_length % 2 == 0
+    fits = half and even and head_dim % 8 == 0 and head_dim <= 128
+    return "cudnn" if fits and jax.default_backend() == "gpu" else "xla"
+
+
+def grid_angles(grid: tuple[int, int], head_dim: int, prefix: int = 0) -> np.ndarray:
+    """Rotation angles of a grid of tokens: half of each head turns with the row, half with the column.
+
+    Args:
+        grid: (h, w).
+        head_dim: size of a head, a multiple of 4.
+        prefix: tokens in front of the grid, which are not turned.
+
+    Returns:
+        float32 [prefix + h * w, head_dim / 2].
+
+    Raises:
+        ValueError: a head that cannot be split so.
+    """
+    if head_dim % 4:
+        raise ValueError(f"rotary 2-D positions need heads of a multiple of 4, not {head_dim}")
+    # Grids are short beside texts: the slowest pair turns once in about a hundred places, not in 10,000.
+    speeds = 100.0 ** -(np.arange(head_dim // 4) / (head_dim // 4))
+    rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    angles = np.concatenate([rows[:, None] * speeds, columns[:, None] * speeds], -1)
+    return np.pad(angles, ((prefix, 0), (0, 0))).astype(np.float32)
+
+
+def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
+    """Turns pairs of a head's elements (rotary positions, RoFormer).
+
+    Args:
+        x: float [B, S, heads, head_dim].
+        angles: float32 [S, head_dim / 2].
+
+    Returns:
+        The same shape and dtype; lengths are kept, and products depend on differences of angles alone.
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, -1)
+    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    turned = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], -1)
+    return turned.astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose keys and values are made apart, so that a caller can keep them.
+
+    Attributes:
+        dim: width in and out.
+        num_heads: divides dim.
+        qk_norm: RMS-normalises queries and keys of each head: no logit grows without bound.
+        implementation: see `choose_implementation`.
+        dtype: of the computation; parameters and the softmax are float32.
+    """
+
+    dim: int
+    num_heads: int
+    qk_norm: bool = False
+    implementation: str = "auto"
+    dtype: Dtype = jnp.float32
+
+    def setup(self):
+        dense = functools.partial(nn.DenseGeneral, kernel_init=dense_init, dtype=self.dtype)
+        heads = (self.num_heads, self.dim // self.num_heads)
+        self.query, self.key, self.value = dense(heads), dense(heads), dense(heads)
+        self.out = dense(self.dim, axis=(-2, -1))
+        if self.qk_norm:
+            self.query_norm, self.key_norm = nn.RMSNorm(dtype=self.dtype), nn.RMSNorm(dtype=self.dtype)
+
+    def keys_values(self, x: jax.Array, angles: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of float [B, S, dim], each [B, S, heads, head_dim]; `angles` as in `rotate`."""
+        key = self.key(x)
+        if self.qk_norm:
+            key = self.key_norm(key)
+        return (key if angles is None else rotate(key, angles)), self.value(x)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        mask: jax.Array | None = None,
+        angles: jax.Array | None = None,
+    ) -> jax.Array:
+        """Attends from x to given keys.
+
+        Args:
+            x: float [B, Q, dim].
+            key, value: [B, S, heads, head_dim], from `keys_values`.
+            mask: bool, broadcastable to [B, heads, Q, S]; True = the query sees the key.
+            angles: of the queries.
+
+        Returns:
+            float [B, Q, dim] in `dtype`.
+        """
+        query = self.query(x)
+        if self.qk_norm:
+            query = self.query_norm(query)
+        if angles is not None:
+            query = rotate(query, angles)
+        chosen = choose_implementation(
+            self.implementation, self.dtype, query.shape[1], key.shape[1], query.shape[-1]
+        )
+        return self.out(
+            jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=chosen)
+        )
