@@ -15,11 +15,9 @@ Rungs, one after the colon:
 
 and, beyond the paper, `vqema` (moving-average codebook with restarts), `simvq`, `ibq`, `fsq`, `lfq`,
 `residual`, each with the discriminator. `:pcl,mask_ratio=0.2` (or mask, cl) sweeps Figure 3,
-`:pcl,codes=4096` (or any rung) Figure 8; `steps=N` sets the length, `tiny` is for tests.
-Logits are negative distances to the codes throughout:
-beside a learned projection they learn faster (README),
-and they scale to large codebooks. LPIPS
-needs the extra `.[lpips]`.
+`:pcl,codes=4096` (or any rung) Figure 8; `steps=N` sets the length, `tiny` beside any of them is
+for tests. Logits are negative distances to the codes throughout: beside a learned projection they
+learn faster (README), and they scale to large codebooks. LPIPS needs the extra `.[lpips]`.
 """
 
 from ml_collections import ConfigDict
@@ -90,7 +88,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.update_from_flattened_dict(RUNGS[rung])
     if choice.tiny:
         quickstart.make_tiny(config)
-        config.quantizer.codebook_size = 256 if rung == "fsq" else 32
+        if "codes=" in choices:
+            config.quantizer.codebook_size = choice.codes
+        else:
+            config.quantizer.codebook_size = 256 if rung == "fsq" else 32
         config.evals.reconstruction.lpips = ""
         config.quantizer.temperature_steps = 8 if rung == "gumbel" else 0
     return config

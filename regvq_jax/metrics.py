@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +20,18 @@ from regvq_jax.metric_writers import (
     Scalar,
     TensorBoardWriter,
 )
+
+
+class Occasional(NamedTuple):
+    """A metric that not every step has, from a jitted step that must return the same names at every one.
+
+    Attributes:
+        value: float32 []; means nothing where it is not present.
+        present: float32 [], 1 = this step has it, 0 = it has not.
+    """
+
+    value: Scalar
+    present: Scalar
 
 
 def make_writer(
@@ -61,27 +74,38 @@ def make_writer(
     return MultiWriter(writers)
 
 
-def average(metrics: Sequence[Mapping[str, Scalar]]) -> dict[str, float]:
+def average(metrics: Sequence[Mapping[str, Scalar | Occasional]]) -> dict[str, float]:
     """The mean of every metric over the steps that have it, read from the devices in one go."""
     values: dict[str, list[float]] = {}
-    for one_step in jax.device_get(list(metrics)):
+    for one_step in map(_present, jax.device_get(list(metrics))):
         for name, value in one_step.items():
             values.setdefault(name, []).append(float(value))
     return {name: float(np.mean(parts)) for name, parts in values.items()}
 
 
-def first_nonfinite(metrics: Sequence[Mapping[str, Scalar]], start_step: int) -> tuple[int, str] | None:
+def first_nonfinite(
+    metrics: Sequence[Mapping[str, Scalar | Occasional]], start_step: int
+) -> tuple[int, str] | None:
     """The first step with a NaN or infinity, and the name of the metric, or None.
 
     Args:
         metrics: of consecutive steps.
         start_step: step of the first of them.
     """
-    for step, one_step in enumerate(jax.device_get(list(metrics)), start_step):
+    for step, one_step in enumerate(map(_present, jax.device_get(list(metrics))), start_step):
         for name, value in one_step.items():
             if not np.isfinite(value).all():
                 return step, name
     return None
+
+
+def _present(one_step: Mapping[str, Scalar | Occasional]) -> dict[str, Scalar]:
+    """The metrics that a step has, as numbers."""
+    return {
+        name: value.value if isinstance(value, Occasional) else value
+        for name, value in one_step.items()
+        if not isinstance(value, Occasional) or value.present
+    }
 
 
 def _hide_later_events(directory: epath.Path, resume_step: int) -> None:

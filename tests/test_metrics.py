@@ -15,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from regvq_jax.errors import UserError
 from regvq_jax.metric_writers import JsonlWriter, flatten_hparams, read_jsonl, to_uint8_batch
-from regvq_jax.metrics import average, first_nonfinite, make_writer
+from regvq_jax.metrics import Occasional, average, first_nonfinite, make_writer
 
 
 def test_average_is_over_the_steps_that_have_the_metric():
@@ -29,6 +29,15 @@ def test_average_is_over_the_steps_that_have_the_metric():
     assert all(type(value) is float for value in means.values())
     assert average([]) == {}
     assert math.isnan(average([{"loss": 1.0}, {"loss": jnp.nan}])["loss"])
+
+
+def test_what_a_step_does_not_have_is_not_averaged():
+    """Neither as 0, nor as a reason to stop; a window in which no step has it is without the metric."""
+    absent, present = (Occasional(jnp.float32(x), jnp.float32(p)) for x, p in ((jnp.nan, 0), (3.0, 1)))
+    assert average([{"a": 1.0, "d": absent}, {"a": 3.0, "d": present}]) == {"a": 2.0, "d": 3.0}
+    assert average([{"a": 1.0, "d": absent}]) == {"a": 1.0}
+    assert first_nonfinite([{"d": absent}, {"d": present}], 5) is None
+    assert first_nonfinite([{"d": absent}, {"d": Occasional(jnp.inf, jnp.float32(1))}], 5) == (6, "d")
 
 
 def test_first_nonfinite():

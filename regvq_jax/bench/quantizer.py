@@ -262,7 +262,7 @@ def main(argv: Sequence[str]) -> None:
         vars(args).update(TINY)
     with_torch = has_rivals() and not args.tiny
     if not with_torch and not args.tiny:
-        print("Without a comparison with torch: pip install 'regvq-jax[parity]' brings what it needs.")
+        print("Without a comparison with torch: pip install -e '.[parity]' brings what it needs.")
     cases = {name: case for name, case in CASES.items() if with_torch or not case.needs_torch}
     limits = Limits(args.repeats, args.time_limit, args.memory_limit * 2**30)
     rows = []

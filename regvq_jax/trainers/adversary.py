@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from regvq_jax import losses
+from regvq_jax.metrics import Occasional
 from regvq_jax.trainers.tokenizer_settings import LossSettings
 
 PyTree = Any
@@ -25,7 +26,7 @@ def judge_reconstructions(
     moving_logits: dict[str, jax.Array],
     ramp: jax.Array,
     settings: LossSettings,
-) -> tuple[jax.Array, PyTree, dict[str, jax.Array], dict[str, jax.Array]]:
+) -> tuple[jax.Array, PyTree, dict[str, Occasional], dict[str, jax.Array]]:
     """Both players' gradients from one pass of the discriminator over originals and reconstructions.
 
     Args:
@@ -40,7 +41,8 @@ def judge_reconstructions(
         settings: of the loss.
 
     Returns:
-        (weighted cotangent of the reconstructions, gradients of `params`, metrics, new moving logits).
+        (weighted cotangent of the reconstructions, gradients of `params`, metrics, new moving logits). The
+        metrics are present: zeros in the place of all results say that there are none.
     """
     generator_loss_fn, discriminator_loss_fn = losses.GAN_LOSSES[settings.adversarial_loss]
     fake_logits, pull_fake = jax.vjp(judge, params, reconstructions)
@@ -83,4 +85,5 @@ def judge_reconstructions(
     }
     means = {"real": metrics["train/real_logits"], "fake": metrics["train/fake_logits"]}
     moving_logits = optax.incremental_update(means, moving_logits, 1 - LOGITS_DECAY)
+    metrics = {name: Occasional(value, jnp.ones(())) for name, value in metrics.items()}
     return settings.adversarial_weight * ramp * adaptive * cotangent, grads, metrics, moving_logits

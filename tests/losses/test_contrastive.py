@@ -42,6 +42,19 @@ def test_contrastive_value(features):
     assert value == pytest.approx(np.mean(expected), rel=1e-5)
 
 
+def test_contrastive_gradient(features):
+    """d/dz_j = sum_i (p_ij - [i = j]) y_i / tau, with p_i the softmax over the places; the keys get none."""
+    to_keys, to_queries = jax.grad(
+        lambda y, z: losses.contrastive_loss(y, z, temperature=TAU), argnums=(0, 1)
+    )(*features)
+    y, z = (np.asarray(x, np.float64) for x in features)
+    shares = np.exp(np.einsum("bic,bjc->bij", y, z) / TAU)
+    shares /= shares.sum(-1, keepdims=True)
+    expected = np.einsum("bij,bic->bjc", shares - np.eye(L), y) / TAU / (B * L)
+    np.testing.assert_allclose(to_queries, expected, atol=1e-6)
+    assert not to_keys.any()
+
+
 @pytest.mark.parametrize("zeros", [0, 3, 4])
 def test_probabilistic_value(features, zeros):
     weights = jnp.arange(1.0, L + 1).at[:zeros].set(0.0) * jnp.array([[1.0], [10.0]])

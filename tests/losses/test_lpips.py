@@ -33,6 +33,14 @@ def test_value(taps):
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
+def test_gradient_by_hand():
+    """Heads (3, 5), unit y = (1, 0) and z = (0, 1): -2 h (y - z) = (-6, 10), of which z's length takes 10."""
+    key, query = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2), jnp.array([0.0, 2.0]).reshape(1, 1, 1, 2)
+    heads = [jnp.array([3.0, 5.0])]
+    gradient = jax.grad(lambda z: jnp.sum(lpips([key], [z], heads)))(query)
+    np.testing.assert_allclose(np.ravel(gradient), [-3.0, 0.0], atol=1e-6)
+
+
 def test_heads_of_ones_are_the_plain_feature_distance(taps):
     originals, reconstructions, heads = taps
     value = jnp.mean(lpips(originals, reconstructions, [jnp.ones_like(head) for head in heads]))

@@ -14,6 +14,13 @@ def test_distance_of_unit_vectors_by_hand():
     assert losses.feature_distance([keys] * 3, [queries] * 3) == pytest.approx(6.0, rel=1e-5)
 
 
+def test_gradient_by_hand():
+    """d/dz |y - z/|z||^2 = -2 (y - (y.z) z) / |z| of unit y and z: at right angles y alone counts."""
+    key, query = jnp.array([2.0, 0.0]).reshape(1, 1, 1, 2), jnp.array([0.0, 4.0]).reshape(1, 1, 1, 2)
+    gradient = jax.grad(lambda z: losses.feature_distance([key], [z]))(query)
+    np.testing.assert_allclose(np.ravel(gradient), [-0.5, 0.0], atol=1e-6)
+
+
 def test_zero_features_have_a_finite_gradient():
     gradient = jax.grad(lambda x: losses.feature_distance([x], [x + 1]))(jnp.zeros((1, 2, 2, 3)))
     assert np.isfinite(gradient).all()

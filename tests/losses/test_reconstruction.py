@@ -14,7 +14,10 @@ def images():
 
 
 def test_l1_by_hand(images):
-    assert losses.l1_loss(*images) == pytest.approx(0.9 / 6)
+    value, gradient = jax.value_and_grad(losses.l1_loss, argnums=1)(*images)
+    assert value == pytest.approx(0.9 / 6)
+    moved = np.ravel(gradient)[[0, 5]]
+    np.testing.assert_allclose(moved, [-1 / 6, 1 / 6], rtol=1e-6)
 
 
 def test_l2_by_hand(images):

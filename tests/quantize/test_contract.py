@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from regvq_jax import quantize, sharding
+from regvq_jax.models import quantizer as quantizer_module
 from regvq_jax.models.quantizer import IMPLICIT_KINDS, Quantizer
 
 SHAPE = (8, 4, 4)
@@ -158,24 +159,55 @@ def test_bfloat16_features_are_quantized_in_float32(case):
     )
 
 
-def test_eight_devices_equal_one(case):
-    _, module, variables, features, _ = case
+def test_a_batch_needs_no_vmap_and_no_jit(case):
+    """Each image is quantized as if it came alone, and outside of jit as inside."""
+    _, module, variables, features, call = case
+    whole = call(variables, features, None)
+    alone = module.apply(variables, features[3:4], None, 0.4, 0.8)
+    for field, value in alone._asdict().items():
+        np.testing.assert_allclose(value[0], getattr(whole, field)[3], rtol=1e-5, atol=1e-5, err_msg=field)
+
+
+def make_step(module):
+    """A jitted (variables, features) -> ((loss of everything in the output, output), gradients)."""
 
     def value(variables, x):
         out = module.apply(variables, x, KEY, 0.4, 0.8)
         terms = quantize.prior_kl(out.posterior) + quantize.entropy_loss(out.entropy, out.soft_posterior)
         errors = jnp.mean(out.codebook_error + out.commitment_error)
-        return terms + errors + jnp.mean(out.quantized**2), out.codes
+        return terms + errors + jnp.mean(out.quantized**2), out
 
-    step = jax.jit(jax.value_and_grad(value, (0, 1), has_aux=True))
-    one = step(variables, features)
+    return jax.jit(jax.value_and_grad(value, (0, 1), has_aux=True))
+
+
+@pytest.fixture(scope="module")
+def one_step(case):
+    """What `make_step` gives on one device, the logits in one piece."""
+    _, module, variables, features, _ = case
+    return make_step(module)(variables, features)
+
+
+def assert_same_step(one, other):
+    np.testing.assert_array_equal(one[0][1].codes, other[0][1].codes)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=3e-6), one, other)
+
+
+def test_eight_devices_equal_one(case, one_step, monkeypatch):
+    _, module, variables, features, _ = case
+    monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 1)  # So that this codebook is split, too.
     mesh = sharding.make_mesh(4, 2)
-    eight = step(
-        jax.device_put(variables, sharding.param_shardings(variables, mesh)),
-        jax.device_put(features, sharding.batch_sharding(mesh)),
-    )
-    np.testing.assert_array_equal(one[0][1], eight[0][1])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), one, eight)
+    split = jax.device_put(variables, sharding.param_shardings(variables, mesh))
+    if module.kind not in IMPLICIT_KINDS:
+        assert not split["params"]["codebook"].sharding.is_fully_replicated
+    images = jax.device_put(features, sharding.batch_sharding(mesh))
+    assert_same_step(one_step, make_step(module)(split, images))
+
+
+def test_tiles_change_nothing(case, one_step, monkeypatch):
+    """A large codebook's logits are made a few positions at a time, whatever the quantizer."""
+    _, module, variables, features, _ = case
+    monkeypatch.setattr(quantizer_module, "largest_tile", lambda *sizes: 2)
+    assert_same_step(one_step, make_step(module)(variables, features))
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e6])

@@ -127,6 +127,19 @@ def test_entropies_by_hand():
     assert np.isfinite(gradient).all()
 
 
+def test_gradients_of_the_entropies_by_hand():
+    """Of E[H]: 1 / positions; of -w H(E[q]): w (1 + log share) / images; Gumbel-VQ's: -1 / positions."""
+    entropy = jnp.full((2, 1, 2), 0.3)
+    soft_posterior = jnp.array([[0.5, 0.3, 0.2], [0.1, 0.7, 0.2]])
+    to_entropy, to_shares = jax.grad(
+        lambda h, p: quantize.entropy_loss(h, p, diversity_weight=2.0), argnums=(0, 1)
+    )(entropy, soft_posterior)
+    np.testing.assert_allclose(to_entropy, np.full((2, 1, 2), 0.25), rtol=1e-6)
+    expected = 2.0 * (1 + np.log([0.3, 0.5, 0.2])) / 2
+    np.testing.assert_allclose(to_shares, np.broadcast_to(expected, (2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(lambda h: quantize.gumbel_kl(h, 3))(entropy), -to_entropy, rtol=1e-6)
+
+
 def test_gumbel_kl_is_not_the_prior_kl():
     """Decided positions that share all codes evenly: the prior is content, Gumbel-VQ's KL is not."""
     logits = 50.0 * jnp.eye(4).reshape(1, 2, 2, 4)

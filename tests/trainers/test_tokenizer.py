@@ -11,6 +11,8 @@ from regvq_jax import loop, losses, quantize, rng, sharding
 from regvq_jax.checkpoint import Checkpoints
 from regvq_jax.data.ranges import to_unit_range
 from regvq_jax.errors import UserError
+from regvq_jax.metrics import average
+from regvq_jax.models.imagenet import ImageNetFeatures
 from regvq_jax.trainers import build
 
 
@@ -47,7 +49,7 @@ def run(trainer, start, mesh, steps):
     history = []
     for _ in range(steps):
         state, metrics = step_fn(state, batch, jax.device_put(frozen, sharding.replicated(mesh)))
-        history.append({name: float(value) for name, value in metrics.items()})
+        history.append(average([metrics]))
     return history, jax.device_get(state)
 
 
@@ -88,7 +90,7 @@ def test_one_backward_gives_the_gradient_of_the_sum_of_all_terms(trainer, start)
 
     grads, (metrics, _) = jax.jit(trainer._gradients)(state, jnp.asarray(batch["image"]), frozen, key)
     ramp = (5 - loss.adversarial_start_step + 1) / loss.adversarial_ramp_steps
-    weight = loss.adversarial_weight * ramp * metrics["train/adaptive_weight"]
+    weight = loss.adversarial_weight * ramp * metrics["train/adaptive_weight"].value
     assert weight > 0
     expected = jax.jit(jax.grad(plain))(state.params["tokenizer"], weight)
     largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected))
@@ -102,6 +104,7 @@ TERMS = {
     "l1": {},
     "l2": {},
     "perceptual": {},
+    "lpips": {},
     "cl": {},
     "pcl": {},
     "prior_kl": {},
@@ -112,15 +115,27 @@ TERMS = {
 }
 
 
+@pytest.fixture(scope="module")
+def lpips():
+    """The network of LPIPS and what `frozen` holds of it, with weights that know nothing."""
+    network = ImageNetFeatures("alexnet")
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: 0.1 * random.standard_normal(x.shape).astype(np.float32), shapes)
+    heads = [np.ones(width, np.float32) for width in (64, 192, 384, 256, 256)]
+    return network, {"features": params, "heads": heads}
+
+
 @pytest.mark.parametrize("term", TERMS)
-def test_each_term_alone_has_a_metric_and_moves_what_it_should(trainer, start, term):
+def test_each_term_alone_has_a_metric_and_moves_what_it_should(trainer, start, lpips, term):
     """Every other weight 0: the loss is the term, and its gradient arrives where it belongs."""
     state, batch, frozen = start
     weights = {f.name: 0.0 for f in dataclasses.fields(trainer.loss) if f.name.endswith("_weight")}
     loss = dataclasses.replace(trainer.loss, **weights | {f"{term}_weight": 3.0})
     quantizer = dataclasses.replace(trainer.quantizer, **TERMS[term])
     model = trainer.model.clone(quantizer=quantizer.make_module())
-    alone = dataclasses.replace(trainer, loss=loss, quantizer=quantizer, model=model)
+    alone = dataclasses.replace(trainer, loss=loss, quantizer=quantizer, model=model, lpips=lpips[0])
+    frozen = {**frozen, "lpips": lpips[1]}
     if TERMS[term]:
         state = jax.jit(alone.init)(jax.random.key(0))
     grads, (metrics, _) = jax.jit(alone._gradients)(
@@ -180,6 +195,7 @@ def test_both_players_get_the_gradients_of_their_whole_losses(trainer, start, ad
         r1 = losses.r1_penalty(lambda x: judge(params, x), images)
         return discriminator_loss(real, fake) + 0.5 * lecam + 2.0 * r1
 
+    metrics = average([metrics])
     weight = 0.7 * metrics["train/adaptive_weight"]  # The ramp is over at step 7.
     expected = {
         "tokenizer": jax.jit(jax.grad(generator))(state.params["tokenizer"], weight),
@@ -191,9 +207,9 @@ def test_both_players_get_the_gradients_of_their_whole_losses(trainer, start, ad
         for want, got in zip(jax.tree.leaves(tree), jax.tree.leaves(grads[network]), strict=True):
             np.testing.assert_allclose(got, want, atol=2e-4 * largest, err_msg=network)
     moved = observed["moving_logits"]["real"]
-    assert float(moved) == pytest.approx(0.99 * 0.2 + 0.01 * float(metrics["train/real_logits"]), rel=1e-4)
+    assert float(moved) == pytest.approx(0.99 * 0.2 + 0.01 * metrics["train/real_logits"], rel=1e-4)
     ratio = metrics["train/last_layer_rec_grad"] / (metrics["train/last_layer_gan_grad"] + 1e-4)
-    assert float(metrics["train/adaptive_weight"]) == pytest.approx(float(ratio), rel=1e-4)
+    assert metrics["train/adaptive_weight"] == pytest.approx(ratio, rel=1e-4)
 
 
 def test_a_moving_codebook_follows_its_features_and_revives_dead_codes(start):
@@ -309,9 +325,17 @@ def test_the_discriminator_rests_until_its_start(trainer, start, step_fn):
             getattr(before, tree)["discriminator"],
             getattr(state, tree)["discriminator"],
         )
-    assert metrics["train/adversarial"] == 0 and metrics["train/discriminator"] == 0
+    resting = average([metrics])
     after, metrics = step_fn(at_step(state, begins), batch, frozen)
-    assert metrics["train/discriminator"] > 0 and metrics["train/adaptive_weight"] > 0
+    playing = average([metrics])
+    assert playing["train/discriminator"] > 0 and playing["train/adaptive_weight"] > 0
+    # A 0 for what does not play yet would be a lie.
+    assert playing.keys() - resting.keys() == {
+        "optim/discriminator_grad_norm",
+        *(f"train/{name}" for name in ("adversarial", "discriminator", "adaptive_weight")),
+        *(f"train/{side}_{name}" for side in ("real", "fake") for name in ("logits", "accuracy")),
+        *(f"train/last_layer_{name}_grad" for name in ("rec", "gan")),
+    }
     kernels = [s.opt_state["discriminator"] for s in (after, state)]
     assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, kernels), strict=True))
 
