@@ -3,8 +3,10 @@
     python -m regvq_jax.main --config=configs/folder.py --config.data.source=folder:PATH --workdir=runs/mine
 
 Networks of stage one have the taming-transformers f16 sizes, the prior is MaskGIT's at half its
-depth; learning rates, batch and steps are ours; no result has been measured yet. `:tiny` is for
-tests. Where the images have captions the prior draws from captions, otherwise from nothing.
+depth; `:ar` and `:diffusion` choose another. Learning rates, batch and steps are ours; no result has
+been measured yet. `:tiny` is for tests. Where the images have captions the prior draws from captions,
+otherwise from nothing; `--config.prior.condition=map` (with `--config.data.num_label_classes=N` and maps
+in `labels/` beside `images/`) or `=class` (with `--config.data.class_folders=True`) choose otherwise.
 """
 
 from ml_collections import ConfigDict
@@ -14,54 +16,16 @@ from configs import common, quickstart
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The config; `arg` is what stands after the colon of --config."""
-    choice = common.parse_arg(arg, tiny=False)
+    condition, prior, choices = common.parse_prior(arg, ("auto",), ("masked", "ar", "diffusion"))
+    choice = common.parse_arg(choices, tiny=False)
     config = quickstart.get_config()
-    config.data.update(source="folder:images", image_size=256, random_crop=True, flip=True, num_threads=16)
-    config.quantizer.update(codebook_size=1024, code_dim=256)
-    config.model.update(
-        channels=128,
-        multipliers=(1, 1, 2, 2, 4),
-        num_res_blocks=2,
-        attention_levels=(4,),
-        middle_attention=True,
-        latent_channels=256,
-        dtype="bfloat16",
-    )
-    config.discriminator.update(channels=64, num_layers=3, dtype="bfloat16")
-    config.features.update(channels=(64, 128, 256, 512), dtype="bfloat16")
-    config.loss.update(adversarial_weight=0.8, adversarial_start_step=30_000, adversarial_ramp_steps=5_000)
-    config.optim.update(lr=1e-4, warmup_steps=1_000)
-    config.train.update(
-        batch_size=32,
-        total_steps=150_000,
-        log_every_steps=100,
-        checkpoint_every_steps=1_000,
-        ema_decay=0.999,
-    )
-    config.evals.reconstruction.every_steps = 5_000
-    config.tokens.update(max_train_examples=None, batch_size=128)
-    config.prior.model.update(
-        dim=768,
-        depth=12,
-        num_heads=12,
-        text_length=77,
-        text_depth=4,
-        scan_layers=True,
-        dtype="bfloat16",
-    )
-    config.prior.optim.update(lr=1e-4, warmup_steps=5_000)
-    config.prior.train.update(
-        batch_size=128,
-        total_steps=150_000,
-        log_every_steps=100,
-        checkpoint_every_steps=1_000,
-        ema_decay=0.9999,
-    )
-    config.prior.evals.prior_loss.every_steps = 5_000
-    config.prior.evals.samples.every_steps = 5_000
-    config.sample.captions = ()
+    common.set_f16_tokenizer(config)
+    config.data.update(source="folder:images", flip=True)
+    config.prior.condition = condition
+    common.set_large_prior(config, prior)
+    config.prior.model.depth //= 2
     if choice.tiny:
         quickstart.make_tiny(config)
-        config.data.update(image_size=32, num_threads=2)
-        config.model.update(attention_levels=(), num_res_blocks=1)
+        common.set_tiny_data(config)
+        config.data.source = "folder:images"
     return config

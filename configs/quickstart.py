@@ -27,6 +27,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         random_crop=False,
         flip=False,
         upscale=False,
+        num_label_classes=0,
+        class_folders=False,
         num_threads=2,
         num_workers=0,
     )
@@ -77,22 +79,29 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.evals = dict(reconstruction=dict(every_steps=400, num_shown=32, lpips=""))
 
     # Stage two: the prior over the tokens of all 14,130 images.
-    config.tokens = dict(max_train_examples=16384, batch_size=64, shard_size=4096)
+    config.tokens = dict(
+        max_train_examples=16384, batch_size=64, shard_size=4096, random_crops=0, flip=False
+    )
     config.prior = dict(
         name="masked",
+        condition="auto",  # Captions where the data have them, otherwise none.
+        condition_drop=0.1,
+        from_images=False,
+        text=dict(encoder="learned", weights="", length=24, depth=1, embed_dim=64),
         model=dict(
             dim=96,
             depth=4,
             num_heads=4,
             mlp_ratio=4,
             dropout=0.0,
-            text_length=24,
-            text_depth=1,
-            text_embed_dim=64,
+            positions="learned",
+            qk_norm=False,
+            condition_by="prefix",
+            attention="auto",
             scan_layers=False,
+            remat="none",
             dtype="float32",
         ),
-        masked=dict(schedule="cosine", min_mask_ratio=0.0, label_smoothing=0.1, condition_drop=0.1),
         optim=dict(
             lr=1e-3,
             schedule="cosine",
@@ -112,7 +121,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             ema_decay=0.995,
         ),
         evals=dict(
-            prior_loss=dict(every_steps=250, num_masks=1),
+            prior_loss=dict(every_steps=250, num_draws=2),
             samples=dict(every_steps=375),
         ),
     )
@@ -136,13 +145,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "a rocket on a dark blue background",
             "a winking face on a light blue background",
         ),
-        # Much noise in the order: a young prior is surest of the ground and would fill all with it.
-        steps=16,
-        temperature=0.7,
-        choice_temperature=20.0,
-        guidance=4.0,
-        schedule="cosine",
     )
+    # Much noise in the order: a young prior is surest of the ground and would fill all with it.
+    sampling = dict(steps=16, temperature=0.7, choice_temperature=20.0, guidance=4.0)
+    common.set_prior(config, "masked", sampling=sampling)
     if choice.tiny:
         make_tiny(config)
     return config
@@ -159,9 +165,18 @@ def make_tiny(config: ConfigDict) -> None:
     config.train.update(batch_size=8, total_steps=8, log_every_steps=2, checkpoint_every_steps=4)
     config.evals.reconstruction.every_steps = 4
     config.tokens.update(max_train_examples=64, batch_size=32, shard_size=32)
-    config.prior.model.update(dim=32, depth=1, num_heads=2, text_depth=1, text_embed_dim=8)
+    config.prior.model.update(dim=32, depth=1, num_heads=2)
+    config.prior.text.update(depth=1, embed_dim=8)
     config.prior.optim.warmup_steps = 2
     config.prior.train.update(batch_size=8, total_steps=8, log_every_steps=2, checkpoint_every_steps=4)
     config.prior.evals.prior_loss.every_steps = 4
     config.prior.evals.samples.every_steps = 8
-    config.sample.steps = 3
+    if "steps" in config.sample:
+        config.sample.steps = 3
+    if "map_tokenizer" in config:
+        group = config.map_tokenizer
+        group.model.update(channels=8, latent_channels=16, multipliers=config.model.multipliers)
+        group.quantizer.update(codebook_size=16, code_dim=8)
+        group.optim.warmup_steps = 2
+        group.train.update(batch_size=8, total_steps=8, log_every_steps=2, checkpoint_every_steps=4)
+        group.evals.map_reconstruction.every_steps = 8

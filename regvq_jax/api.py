@@ -8,20 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from regvq_jax.errors import UserError
-from regvq_jax.evaluate.samples import (
-    SampleSettings,
-    decode_codes,
-    encode_captions,
-    sample_tokens,
-    split_levels,
-)
+from regvq_jax.evaluate.samples import decode_codes, draw_tokens, split_levels
 from regvq_jax.interop.tokenizer_file import save_tokenizer
-from regvq_jax.models.prior import PriorNet
 from regvq_jax.models.tokenizer import ImageTokenizer
-from regvq_jax.settings import from_config
-from regvq_jax.trained import load_prior, load_tokenizer, open_tokenizer
+from regvq_jax.trained import TrainedPrior, load_prior, load_tokenizer, open_tokenizer
+from regvq_jax.trainers import build_prior
 from regvq_jax.workdir import load_config
 
 PyTree = Any
@@ -125,10 +119,12 @@ class Tokenizer:
 class Prior:
     """A trained prior with the tokenizer whose tokens it draws."""
 
-    def __init__(self, model: PriorNet, params: PyTree, tokenizer: Tokenizer, settings: SampleSettings):
+    def __init__(self, trained: TrainedPrior, tokenizer: Tokenizer, config: ConfigDict):
         self.tokenizer = tokenizer
-        self._model, self._params, self._settings = model, params, settings
-        self._sample = jax.jit(partial(sample_tokens, model), static_argnums=0)
+        self._trained, self._config = trained, config
+        prior, model, condition = trained.prior, trained.model, trained.condition
+        self._sample = jax.jit(partial(draw_tokens, prior, model, condition), static_argnums=0)
+        self._bound = jax.jit(partial(_bound, prior, model, condition))
 
     @classmethod
     def load(cls, workdir: str | Path) -> "Prior":
@@ -140,48 +136,121 @@ class Prior:
         directory = Path(workdir).expanduser().absolute()
         config = load_config(directory)
         network, tokenizer_params = load_tokenizer(config, directory)
-        model, params = load_prior(config, directory, network, tokenizer_params)
-        settings = from_config(SampleSettings, config.sample, "sample")
-        return cls(model, params, Tokenizer(network, tokenizer_params), settings)
+        trained = load_prior(config, directory, network, tokenizer_params)
+        return cls(trained, Tokenizer(network, tokenizer_params), config)
 
     def sample(
         self,
         key: jax.Array,
         *,
         text: Sequence[str] | None = None,
+        classes: Sequence[int] | None = None,
+        labels: np.ndarray | None = None,
         num_images: int | None = None,
+        codes: np.ndarray | None = None,
         guidance: float | None = None,
         **settings: Any,
     ) -> jax.Array:
         """Draws images.
 
         Args:
-            key: a random key, `jax.random.key(0)`; the same key and text give the same images.
+            key: a random key, `jax.random.key(0)`; the same key and condition give the same images.
             text: one caption an image, for a prior trained on captions; "" = no condition.
-            num_images: how many, for a prior trained without captions.
+            classes: one class an image, for a prior trained on classes; -1 = no condition.
+            labels: int [B, H, W], one label map an image at the size of the images, for a prior trained on
+                label maps.
+            num_images: how many, for a prior trained without a condition.
+            codes: int [B, h, w] as from `Tokenizer.encode`, -1 where the prior shall draw: the rest is kept
+                (completion, in- and outpainting). None draws everything.
             guidance: classifier-free guidance scale, 1 = none; the config's by default.
-            **settings: other fields of `SampleSettings`, such as steps=12.
+            **settings: other fields of the config's `sample` group, such as steps=12 or top_k=100.
 
         Returns:
             float32 [B, H, W, 3] in [-1, 1].
 
         Raises:
-            UserError: captions for an unconditional prior or none for a conditional one; unknown settings.
+            UserError: another condition than the prior was trained on; codes that are not; unknown settings.
         """
-        conditional = self._model.text_length > 0
-        if conditional and (text is None or isinstance(text, str)):
-            raise UserError('This prior draws from captions: give a list, text=["a red heart", ...].')
-        if not conditional and (text is not None or not num_images):
-            raise UserError("This prior was trained without captions: give num_images=16, and no text.")
+        inputs, rows = self._inputs(text, classes, labels, num_images)
         if guidance is not None:
             settings["guidance"] = float(guidance)
-        values = {**vars(self._settings), **settings, "captions": ()}
-        chosen = from_config(SampleSettings, values, "sample")
-        keys = jax.random.split(key, len(text) if conditional else num_images)
-        text_tokens = encode_captions(self._model, text or ())
-        tokens = self._sample(chosen, self._params, keys, text_tokens)
-        return self.tokenizer.decode(split_levels(self.tokenizer._model, tokens))
+        chosen = build_prior.sample_settings(self._config, **settings, captions=())
+        build_prior.check_sampling(chosen, self._trained.prior, self._trained.model.codebook_size)
+        tokens = None if codes is None else self._tokens(codes, rows, lowest=-1)
+        keys = jax.random.split(key, rows)
+        trained = self._trained
+        drawn = self._sample(chosen, trained.params, trained.frozen, keys, inputs, tokens)
+        return self.tokenizer.decode(split_levels(self.tokenizer._model, drawn))
+
+    def log_likelihood(
+        self,
+        codes: np.ndarray,
+        *,
+        text: Sequence[str] | None = None,
+        classes: Sequence[int] | None = None,
+        labels: np.ndarray | None = None,
+        key: jax.Array | None = None,
+        num_draws: int = 16,
+    ) -> np.ndarray:
+        """log p(codes | condition): exact for an autoregressive prior, a lower bound in the mean for others.
+
+        Args:
+            codes: int [B, h, w] as from `Tokenizer.encode`.
+            text, classes, labels: as in `sample`.
+            key: for what the bound draws; `jax.random.key(0)` by default.
+            num_draws: of the bound, averaged; not used where it is exact.
+
+        Returns:
+            float64 [B], in nats; divide by -log(2) * h * w for bits a token.
+
+        Raises:
+            UserError: as `sample`.
+        """
+        inputs, rows = self._inputs(text, classes, labels, len(codes))
+        tokens = self._tokens(codes, rows, lowest=0)
+        trained = self._trained
+        draws = 1 if trained.prior.exact else num_draws
+        keys = jax.random.split(jax.random.key(0) if key is None else key, draws)
+        bounds = [self._bound(trained.params, trained.frozen, tokens, inputs, key) for key in keys]
+        return -np.mean(np.asarray(bounds, np.float64), 0)
+
+    def _inputs(self, text, classes, labels, num_images) -> tuple[np.ndarray | None, int]:
+        condition = self._trained.condition
+        inputs = condition.inputs(text=text, classes=classes, labels=labels)
+        if inputs is None:
+            if not num_images:
+                raise UserError("This prior was trained without a condition: say how many, num_images=16.")
+            return None, num_images
+        if condition.kind in ("map", "map_tokens"):
+            side = self._config.data.image_size
+            if inputs.shape[1:] != (side, side):
+                raise UserError(
+                    f"labels must be maps of {side} x {side}, got {inputs.shape[1]} x {inputs.shape[2]}; "
+                    "resize them by nearest."
+                )
+        return inputs, len(inputs)
+
+    def _tokens(self, codes: np.ndarray, rows: int, lowest: int) -> np.ndarray:
+        """A user's codes, -1 where one is wanted, as the prior's tokens int32 [B, N]."""
+        codes, model = np.asarray(codes), self._trained.model
+        if not np.issubdtype(codes.dtype, np.integer) or codes.size != rows * model.num_tokens:
+            raise UserError(
+                f"codes must be int [{rows}, {model.grid[0]}, {model.grid[1]}], got {codes.dtype} "
+                f"{list(codes.shape)}."
+            )
+        if codes.min() < lowest or codes.max() >= model.codebook_size:
+            raise UserError(
+                f"codes go from {codes.min()} to {codes.max()}; here they are {lowest} to "
+                f"{model.codebook_size - 1}: do they come from another tokenizer?"
+            )
+        tokens = codes.reshape(rows, model.num_tokens)
+        return np.where(tokens < 0, model.special_id, tokens).astype(np.int32)
 
 
 def _encode(model: ImageTokenizer, params: PyTree, images: jax.Array) -> jax.Array:
     return model.apply({"params": params}, images, method="encode")
+
+
+def _bound(prior, model, condition, params, frozen, tokens, inputs, key) -> jax.Array:
+    embedded = None if inputs is None else condition.embed(frozen, inputs)
+    return build_prior.bound(prior, model, params, tokens, embedded, key)

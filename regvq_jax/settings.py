@@ -57,6 +57,8 @@ class DataSettings:
         image_size: side of the square images in pixels.
         random_crop: random instead of centre crops in training.
         flip: random mirroring in training; never of pictures whose caption says left or right.
+        num_label_classes: of a folder's label maps, with the unknown class 0; 0 = read no maps.
+        class_folders: a folder's images lie in one sub-folder a class.
         upscale: accept images smaller than `image_size` and enlarge them.
         num_threads: reading ahead in this process.
         num_workers: worker processes that read ahead; 0 = none. No choice changes what is read.
@@ -67,6 +69,8 @@ class DataSettings:
     random_crop: bool = True
     flip: bool = False
     upscale: bool = False
+    num_label_classes: int = 0
+    class_folders: bool = False
     num_threads: int = 2
     num_workers: int = 0
 

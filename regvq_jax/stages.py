@@ -1,30 +1,27 @@
 """The stages of a run, each of which starts from what the one before left in the workdir."""
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from regvq_jax import loop, sharding
-from regvq_jax.data.pipeline import stack_elements
-from regvq_jax.data.ranges import to_unit_range
-from regvq_jax.data.tokens import TokenMeta, is_finished, write_tokens
-from regvq_jax.data.transforms import resize_and_crop
 from regvq_jax.errors import UserError
 from regvq_jax.evaluate.report import write_report
+from regvq_jax.files import write_json_atomic
+from regvq_jax.hooks import PreemptionSignal
 from regvq_jax.models.quantizer import IMPLICIT_KINDS
-from regvq_jax.models.tokenizer import ImageTokenizer
-from regvq_jax.progress import Progress
-from regvq_jax.settings import choose
-from regvq_jax.trained import load_tokenizer
-from regvq_jax.trainers import build
+from regvq_jax.models.tokenizer import ImageTokenizer, encode_maps
+from regvq_jax.settings import choose, from_config
+from regvq_jax.token_stage import Encoder, TokenSettings, best_codes, cache_tokens
+from regvq_jax.trained import FACTS_NAME, load_map_tokenizer, load_tokenizer
+from regvq_jax.trainers import build, build_prior
 
 PyTree = Any
 log = logging.getLogger("regvq_jax")
@@ -69,89 +66,72 @@ def run_tokenizer(config, workdir, mesh, profile_steps) -> None:
     run_training(make_trainer, workdir / "tokenizer", mesh, profile_steps)
 
 
+def run_map_tokenizer(config, workdir, mesh, profile_steps) -> None:
+    """Label maps to a tokenizer of their own in workdir/map_tokenizer, for `prior.condition="map_tokens"`."""
+    run_training(
+        lambda: build.make_map_tokenizer_trainer(config), workdir / "map_tokenizer", mesh, profile_steps
+    )
+
+
 def run_tokens(config, workdir, mesh, profile_steps) -> None:
     """Encodes the train and held-out images once, with best-matching codes, into workdir/tokens."""
     del mesh, profile_steps
+    if config.prior.from_images:
+        log.info("prior.from_images: there are no tokens to write, the prior's training encodes images")
+        return
     require_tokenizer(config, workdir)
-    model, params = load_tokenizer(config, workdir)
-    if jax.process_index() == 0:
-        for split, limit in (("train", config.tokens.max_train_examples), ("heldout", None)):
-            cache_tokens(config, workdir / "tokens" / split, split, limit, model, params)
+    settings = from_config(TokenSettings, config.tokens, "tokens")
+    encoder = make_encoder(best_codes, *load_tokenizer(config, workdir))
+    sources = {split: build.open_source(config, split) for split in ("train", "heldout")}
+    map_encoder = None
+    if config.prior.condition == "map_tokens":
+        num_classes = sources["train"].num_label_classes
+        map_encoder = make_encoder(encode_maps, *load_map_tokenizer(config, workdir, num_classes))
+    with PreemptionSignal() as preemption:
+        for split, source in sources.items():
+            cache_tokens(
+                workdir / "tokens" / split,
+                source,
+                split,
+                encoder,
+                settings,
+                image_size=config.data.image_size,
+                map_encoder=map_encoder,
+                seed=config.seed,
+                num_threads=config.data.num_threads,
+                stop_requested=lambda: preemption.received,
+            )
     multihost_utils.sync_global_devices("tokens")
 
 
-def cache_tokens(
-    config: ConfigDict,
-    directory: Path,
-    split: str,
-    limit: int | None,
-    model: ImageTokenizer,
-    params: PyTree,
-) -> None:
-    """Writes the token cache of one split, on this process's devices; keeps the shards that are complete.
-
-    Args:
-        config: of the run.
-        directory: of the cache.
-        split: "train" or "heldout".
-        limit: at most so many images, the first of the source; None = all.
-        model: the tokenizer network.
-        params: its parameters.
-    """
-    source = build.open_source(config, split)
-    num_examples = len(source) if limit is None else min(limit, len(source))
-    meta = TokenMeta(
+def make_encoder(encode_fn: Callable, model: ImageTokenizer, params: PyTree) -> Encoder:
+    """An `Encoder` of a trained tokenizer; `encode_fn` takes the network first."""
+    return Encoder(
+        partial(encode_fn, model),
+        params,
         codebook_size=model.quantizer.codebook_size,
-        grid=build.token_grid(config, model),
         tokenizer_hash=build.hash_params(params),
-        data_fingerprint=source.fingerprint,
-        split=split,
-        num_examples=num_examples,
-        has_text=source.has_text,
     )
-    mesh = sharding.make_mesh(devices=jax.local_devices())
-    batch_size = -(-config.tokens.batch_size // mesh.size) * mesh.size
-    crop = partial(resize_and_crop, size=config.data.image_size)
-    encode = jax.jit(partial(best_codes, model), out_shardings=sharding.replicated(mesh))
-    params = jax.device_put(params, sharding.replicated(mesh))
-    done_before = is_finished(directory)
-    progress = Progress(f"tokens {split}", num_examples, unit="images", enabled=not done_before)
-
-    def examples(start: int, stop: int):
-        """(codes, captions) of the images start to stop - 1, in order."""
-        images = grain.MapDataset.range(start, stop).map(lambda index: crop(source[index]))
-        read = grain.ReadOptions(num_threads=config.data.num_threads)
-        for elements in images.batch(batch_size, batch_fn=list).to_iter_dataset(read):
-            padding = [elements[-1]] * (batch_size - len(elements))
-            batch = sharding.put_batch(stack_elements(elements + padding), mesh)
-            codes = np.asarray(encode(params, batch["image"]))
-            for element, grid in zip(elements, codes, strict=False):
-                yield grid, element.get("texts", (element["text"],) if source.has_text else ())
-            start += len(elements)
-            progress.update(start)
-
-    # A finished cache is compared with what is wanted, and left alone.
-    write_tokens(directory, meta, examples, config.tokens.shard_size)
-    progress.close()
-    if done_before:
-        log.info("tokens %s is done already", split)
-
-
-def best_codes(model: ImageTokenizer, params: PyTree, images: jax.Array) -> jax.Array:
-    """uint8 [B, H, W, 3] to the best-matching codes, int32 [B, h, w * depth]."""
-    codes = model.apply({"params": params}, to_unit_range(images), method="encode")
-    # A residual tokenizer's levels stand side by side: [B, h, w, R] becomes [B, h, w * R].
-    return codes.reshape(*codes.shape[:2], -1)
 
 
 def run_prior(config, workdir, mesh, profile_steps) -> None:
     """Stage two: tokens to a prior in workdir/prior."""
-    make = choose(build.PRIORS, config.prior.name, "prior.name")
     require_tokenizer(config, workdir)
-    model, params = load_tokenizer(config, workdir)
-    run_training(
-        lambda: make(config, workdir / "tokens", model, params), workdir / "prior", mesh, profile_steps
-    )
+    directory = workdir / "prior"
+
+    def make_trainer():
+        tokenizer, params = load_tokenizer(config, workdir)
+        map_tokenizer = None
+        if config.prior.condition == "map_tokens":
+            num_classes = build.open_source(config, "train").num_label_classes
+            map_tokenizer = load_map_tokenizer(config, workdir, num_classes)
+        trainer, facts = build_prior.make_prior_trainer(config, workdir, tokenizer, params, map_tokenizer)
+        if jax.process_index() == 0:
+            directory.mkdir(exist_ok=True)
+            write_json_atomic(directory / FACTS_NAME, dataclasses.asdict(facts))
+        return trainer
+
+    run_training(make_trainer, directory, mesh, profile_steps)
 
 
 def run_report(config, workdir, mesh, profile_steps) -> None:
@@ -162,6 +142,7 @@ def run_report(config, workdir, mesh, profile_steps) -> None:
 
 STAGES: dict[str, Callable] = {
     "tokenizer": run_tokenizer,
+    "map_tokenizer": run_map_tokenizer,
     "tokens": run_tokens,
     "prior": run_prior,
     "report": run_report,

@@ -1,22 +1,41 @@
 """Trained networks from a workdir or a file: the module, and its averaged parameters as numpy arrays."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from regvq_jax.checkpoint import Checkpoints
-from regvq_jax.data.tokens import check_meta, read_meta
+from regvq_jax.conditioning.condition import Condition
 from regvq_jax.errors import UserError
+from regvq_jax.files import read_json
 from regvq_jax.interop.tokenizer_file import load_tokenizer_file, param_shapes
 from regvq_jax.models.prior import PriorNet
 from regvq_jax.models.tokenizer import ImageTokenizer
-from regvq_jax.trainers import build
+from regvq_jax.trainers import build, build_prior
+from regvq_jax.trainers.build_prior import PriorFacts
+from regvq_jax.trainers.prior import TokenPrior
 from regvq_jax.workdir import load_config
 
 PyTree = Any
+FACTS_NAME = "facts.json"
+
+
+class TrainedPrior(NamedTuple):
+    """A prior and all that it draws with.
+
+    Attributes:
+        prior: autoregressive, masked or diffusion, with its settings.
+        model, params: the network.
+        condition: what it is told.
+        frozen: parameters that `condition` needs: "text", "map_tokenizer".
+    """
+
+    prior: TokenPrior
+    model: PriorNet
+    params: PyTree
+    condition: Condition
+    frozen: dict[str, PyTree]
 
 
 def open_tokenizer(path: Path) -> tuple[ImageTokenizer, PyTree]:
@@ -54,9 +73,21 @@ def load_tokenizer(config: ConfigDict, workdir: Path) -> tuple[ImageTokenizer, P
     return model, params
 
 
+def load_map_tokenizer(
+    config: ConfigDict, workdir: Path, num_label_classes: int
+) -> tuple[ImageTokenizer, PyTree]:
+    """The tokenizer of label maps of a run's workdir, its newest checkpoint.
+
+    Raises:
+        UserError: it was not trained in this workdir.
+    """
+    model = build.make_map_tokenizer(config, num_label_classes)
+    return model, _load_params(param_shapes(model), workdir / "map_tokenizer", "tokenizer", None)
+
+
 def load_prior(
     config: ConfigDict, workdir: Path, tokenizer: ImageTokenizer, tokenizer_params: PyTree
-) -> tuple[PriorNet, PyTree]:
+) -> TrainedPrior:
     """The prior with the lowest held-out loss of stage two; the newest where none was evaluated.
 
     Priors on few images overfit: the last checkpoint is then not the best one.
@@ -70,24 +101,38 @@ def load_prior(
     Raises:
         UserError: stage two has no checkpoint in this workdir, or learned the tokens of another tokenizer.
     """
-    meta = read_meta(workdir / "tokens" / "train")
-    check_meta(
-        meta, directory=workdir / "tokens" / "train", tokenizer_hash=build.hash_params(tokenizer_params)
-    )
-    model = build.make_prior_net(config, tokenizer, meta.has_text)
-    height, width = model.grid
-    inputs = [jax.ShapeDtypeStruct((1, height * width), np.int32)]
-    if model.text_length:
-        inputs.append(jax.ShapeDtypeStruct((1, model.text_length), np.int32))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
-    return model, _load_params(shapes, workdir / "prior", "prior", "eval/prior/loss")
+    directory = workdir / "prior"
+    if not (directory / FACTS_NAME).exists():
+        raise UserError(
+            f"{directory} holds no trained prior; run that stage first (--stage=prior, or no --stage at all)."
+        )
+    facts = PriorFacts(**read_json(directory / FACTS_NAME))
+    digest = build.hash_params(tokenizer_params)
+    if facts.tokenizer_hash != digest:
+        raise UserError(
+            f"The prior in {directory} learned the tokens of another tokenizer ({facts.tokenizer_hash}) than "
+            f"this run's ({digest}): its codes mean nothing here; train a "
+            "prior of its own, in another workdir."
+        )
+    prior = build_prior.make_prior(config)
+    frozen, map_model = {}, None
+    if facts.condition == "map_tokens":
+        map_model, frozen["map_tokenizer"] = load_map_tokenizer(config, workdir, facts.num_label_classes)
+    grid = build.token_grid(config, tokenizer)
+    condition, text = build_prior.make_condition(config, facts, grid, map_model)
+    if text is not None:
+        frozen["text"] = text.params
+    model = build_prior.make_prior_net(config, prior, tokenizer, condition)
+    shapes = build_prior.init_shapes(model, condition, frozen)
+    params = _load_params(shapes, directory, "prior", "eval/prior/loss")
+    return TrainedPrior(prior, model, params, condition, frozen)
 
 
 def _load_params(shapes: PyTree, directory: Path, network: str, best_metric: str | None) -> PyTree:
     if not (directory / "checkpoints").exists():
         raise UserError(
-            f"{directory} holds no trained {network}; run that stage first "
-            f"(--stage={network}, or no --stage at all)."
+            f"{directory} holds no trained {directory.name}; run that stage first "
+            f"(--stage={directory.name}, or no --stage at all)."
         )
     with Checkpoints(
         directory / "checkpoints", best_metric=best_metric, best_mode="min", read_only=True

@@ -74,7 +74,35 @@ def test_sampling_is_a_function_of_key_and_text(prior):
     prior.sample(jax.random.key(0), text=text, guidance=1.0, steps=2)
 
 
+def test_given_codes_are_kept(prior, monkeypatch):
+    codes = np.arange(64).reshape(1, 8, 8) % 32
+    codes[:, 4:] = -1
+    drawn = []
+    decode = prior.tokenizer.decode
+    keep = lambda codes: drawn.append(np.asarray(codes)) or decode(codes)
+    monkeypatch.setattr(prior.tokenizer, "decode", keep)
+    prior.sample(jax.random.key(0), text=["a red heart"], codes=codes)
+    np.testing.assert_array_equal(drawn[0][:, :4], codes[:, :4])
+    assert (drawn[0] >= 0).all()
+
+
+def test_log_likelihood_tells_codes_apart_from_no_codes(prior):
+    codes = np.arange(128).reshape(2, 8, 8) % 32
+    nats = prior.log_likelihood(codes, text=["a red heart", "a carrot"], num_draws=4)
+    assert nats.shape == (2,) and (nats < 0).all()
+    again = prior.log_likelihood(codes, text=["a red heart", "a carrot"], num_draws=4)
+    np.testing.assert_array_equal(nats, again)
+    with pytest.raises(UserError, match="codes go from -1"):
+        prior.log_likelihood(codes - 1, text=["a", "b"])
+
+
 def test_wrong_sampling(prior):
+    with pytest.raises(UserError, match="draws from captions.*got labels"):
+        prior.sample(jax.random.key(0), labels=np.zeros((1, 32, 32), np.int32))
+    with pytest.raises(UserError, match=r"codes must be int \[1, 8, 8\]"):
+        prior.sample(jax.random.key(0), text=["a"], codes=np.zeros((1, 4, 8), np.int32))
+    with pytest.raises(UserError, match="top_k=33 is more than the 32 codes"):
+        prior.sample(jax.random.key(0), text=["a"], top_k=33)
     with pytest.raises(UserError, match="draws from captions"):
         prior.sample(jax.random.key(0), num_images=4)
     with pytest.raises(UserError, match='"steps"'):

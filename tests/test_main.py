@@ -76,7 +76,7 @@ def test_kill_9_in_each_stage_changes_nothing(run_main, tiny_run, tmp_path):
         assert step == other_step == 8 and state.keys() == other.keys()
         for name in state:
             np.testing.assert_array_equal(state[name], other[name], err_msg=name)
-    for figure in ("eval/prior/loss", "eval/prior/loss_shuffled_text"):
+    for figure in ("eval/prior/loss", "eval/prior/loss_shuffled"):
         values = [read_json(d / "prior" / "result.json")[figure] for d in (workdir, unbroken)]
         assert values[0] == values[1]
 

@@ -4,12 +4,21 @@ import csv
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
 
 from regvq_jax.errors import UserError
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+
+
+class _Elements(Protocol):
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
 def caption_fields(texts: Sequence[str], index: int) -> dict[str, str | tuple[str, ...]]:
@@ -29,6 +38,30 @@ def caption_fields(texts: Sequence[str], index: int) -> dict[str, str | tuple[st
     if not texts:
         return {}
     return {"text": texts[index % len(texts)], "texts": tuple(texts)}
+
+
+def count_cut_captions(
+    source: _Elements,
+    lengths_fn: Callable[[Sequence[str]], np.ndarray],
+    length: int,
+    limit: int = 2000,
+) -> tuple[int, int]:
+    """Counts the captions that lose words when they are encoded to a fixed length.
+
+    Args:
+        source: its elements have "text", and "texts" where there may be several; a token cache, best,
+            which has no picture to decode.
+        lengths_fn: captions to the lengths int [B] that they need uncut, as `TextTokenizer.lengths`.
+        length: L, the fixed length.
+        limit: look at the captions of at most so many elements, evenly spread over the source.
+
+    Returns:
+        (captions that are cut, captions looked at).
+    """
+    looked_at = min(len(source), limit)
+    elements = (source[i * len(source) // looked_at] for i in range(looked_at))
+    captions = [text for element in elements for text in element.get("texts", (element["text"],))]
+    return int((np.asarray(lengths_fn(captions)) > length).sum()), len(captions)
 
 
 def read_text_file(path: str | os.PathLike) -> tuple[str, ...]:

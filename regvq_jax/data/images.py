@@ -12,7 +12,7 @@ from regvq_jax.errors import UserError
 
 # What Pillow's decoders raise on damaged bytes: UnidentifiedImageError is an OSError, the rest are
 # the slips of single format parsers.
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -53,7 +53,7 @@ def read_image(path_or_bytes: str | os.PathLike | bytes) -> np.ndarray:
         try:
             image.load()
             image = ImageOps.exif_transpose(image)
-        except _DECODE_ERRORS as error:
+        except DECODE_ERRORS as error:
             raise ImageError(f"Cannot decode image {name}: {_reason(error)}.") from error
         return _to_rgb(image, name)
 
@@ -86,7 +86,7 @@ def _open(path_or_bytes: str | os.PathLike | bytes, name: str) -> Image.Image:
         image = Image.open(file)
     except Image.DecompressionBombError as error:
         raise ImageError(f"Image {name} is too large to decode: {_reason(error)}.") from error
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise ImageError(f"Cannot read image {name}: {_reason(error)}.") from error
     # Pillow only warns between its limit and twice its limit.
     limit = Image.MAX_IMAGE_PIXELS

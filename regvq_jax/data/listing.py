@@ -12,10 +12,15 @@ from typing import NamedTuple
 from absl import logging
 
 from regvq_jax.data.images import ImageError, read_size
+from regvq_jax.data.labels import read_map_size
 from regvq_jax.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-HELDOUT_FOLDERS = ("heldout", "validation", "valid", "val", "test")  # The first that exists.
+# Of each the first that exists.
+TRAIN_FOLDERS = ("train", "training")
+HELDOUT_FOLDERS = ("heldout", "validation", "valid", "val", "test")
+IMAGE_FOLDER = "images"
+MAP_FOLDERS = ("labels", "annotations")
 MAX_SKIPPED_SHARE = 0.01
 _HELDOUT_SHARE = 0.1
 _SCAN_THREADS = 16
@@ -30,25 +35,48 @@ class File(NamedTuple):
     size: int
 
 
-def split_folder(root: str, split: str) -> str:
-    """Finds the sub-folder that holds a split.
+class Layout(NamedTuple):
+    """Where a split lies in a data folder; all relative to its root, with "/"."""
+
+    images: str  # the folder of the images, "" = the root
+    maps: str  # the folder of their label maps, "" = there is none
+    is_split: bool  # False: the folder holds all images, to be split by hash
+
+
+def find_layout(root: str, split: str) -> Layout:
+    """Finds out how a data folder is laid out.
+
+    With `images/` and one of `labels/ annotations/` the images are those below `images/`, each with
+    its label map below the other folder: the same relative path, as .png. A split's sub-folder lies
+    in the root or, in that layout, in both of these.
 
     Args:
         root: the data folder.
         split: "train" or "heldout".
 
     Returns:
-        Its name, or "" where the images are to be split by hash.
+        The `Layout`.
 
     Raises:
         UserError: `root` is no folder.
     """
     if not os.path.isdir(root):
         raise UserError(f"Data folder {root} does not exist or is no folder: give an existing one.")
-    heldout = [name for name in HELDOUT_FOLDERS if os.path.isdir(os.path.join(root, name))]
-    if not heldout or not os.path.isdir(os.path.join(root, "train")):
-        return ""
-    return "train" if split == "train" else heldout[0]
+    name = _split_folder(root, split)
+    if name:
+        return Layout(name, "", True)
+    maps = _first_folder(root, MAP_FOLDERS)
+    if not maps or not os.path.isdir(os.path.join(root, IMAGE_FOLDER)):
+        return Layout("", "", False)
+    name = _split_folder(os.path.join(root, IMAGE_FOLDER), split)
+    if name:
+        return Layout(f"{IMAGE_FOLDER}/{name}", f"{maps}/{name}", True)
+    return Layout(IMAGE_FOLDER, maps, False)
+
+
+def map_path(layout: Layout, image: str) -> str:
+    """Where the label map of an image should be, relative to the root as the image's path is."""
+    return f"{layout.maps}/{os.path.splitext(image.removeprefix(f'{layout.images}/'))[0]}.png"
 
 
 def heldout_paths(paths: Sequence[str]) -> frozenset[str]:
@@ -105,12 +133,12 @@ def list_files(root: str, folder: str) -> list[File]:
     return sorted(files)
 
 
-def select_images(root: str, folder: str, files: Sequence[File]) -> list[File]:
+def select_images(root: str, layout: Layout, files: Sequence[File]) -> list[File]:
     """Keeps the files with an image's extension.
 
     Args:
         root: the data folder.
-        folder: the split's sub-folder, or "", which needs enough images for two splits.
+        layout: of it; where it is to be split by hash, there must be enough images for two splits.
         files: as `list_files` returns.
 
     Returns:
@@ -120,49 +148,64 @@ def select_images(root: str, folder: str, files: Sequence[File]) -> list[File]:
         UserError: there are too few; says what was looked for and what was found.
     """
     images = [file for file in files if _extension(file.path) in EXTENSIONS]
-    at_least = 1 if folder else 2
+    at_least = 1 if layout.is_split else 2
     if len(images) < at_least:
         kinds = Counter(_extension(file.path) or "no extension" for file in files)
         found = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(5))
         raise UserError(
-            f"{os.path.join(root, folder)} has {len(images)} images and needs at least {at_least}: "
+            f"{os.path.join(root, layout.images)} has {len(images)} images and needs at least {at_least}: "
             f"looked for {' '.join(EXTENSIONS)} in it and below, found {found or 'no files'}."
         )
     return images
 
 
 @functools.lru_cache(maxsize=2)  # The train and held-out sources of one folder share a scan.
-def scan_headers(root: str, images: tuple[File, ...], minimum: int) -> frozenset[str]:
+def scan_headers(
+    root: str, images: tuple[File, ...], minimum: int, maps: tuple[str, ...] | None = None
+) -> frozenset[str]:
     """Reads the header of every image, without decoding, and logs by name those to skip.
 
     Args:
         root: the data folder.
         images: what to read.
         minimum: of width and height.
+        maps: the label map of each image, to be read too; None = there are none.
 
     Returns:
-        The paths of the images that are unreadable or too small.
+        The paths of the images that are unreadable or too small, or have no label map of their size.
 
     Raises:
         UserError: they are more than 1 % of all.
     """
 
-    def find_problem(image: File) -> tuple[str, str] | None:
+    def find_problem(image: File, label_map: str | None) -> tuple[str, str] | None:
         try:
             width, height = read_size(os.path.join(root, image.path))
         except ImageError as error:
             return "unreadable", str(error)
-        if min(width, height) >= minimum:
+        if min(width, height) < minimum:
+            return (
+                "small",
+                f"Image {image.path} is smaller ({width} x {height}) than the crop ({minimum}).",
+            )
+        if label_map is None:
+            return None
+        try:
+            map_size = read_map_size(os.path.join(root, label_map))
+        except ImageError as error:
+            return "unmapped", str(error)
+        # An image may be stored on its side; which way it is up is known when it is decoded.
+        if map_size in ((width, height), (height, width)):
             return None
         return (
-            "small",
-            f"Image {image.path} is smaller ({width} x {height}) than the crop ({minimum}).",
+            "unmapped",
+            f"Label map {label_map} is {map_size[0]} x {map_size[1]}, its image {width} x {height}.",
         )
 
     problems: dict[str, tuple[str, str]] = {}
     last = time.monotonic()
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
-        results = zip(images, pool.map(find_problem, images), strict=True)
+        results = zip(images, pool.map(find_problem, images, maps or (None,) * len(images)), strict=True)
         for done, (image, problem) in enumerate(results, start=1):
             if problem:
                 problems[image.path] = problem
@@ -183,13 +226,27 @@ def first_names(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
+def _split_folder(folder: str, split: str) -> str:
+    """The sub-folder of a split, or "" unless `folder` has one for each split."""
+    train, heldout = (_first_folder(folder, names) for names in (TRAIN_FOLDERS, HELDOUT_FOLDERS))
+    if not train or not heldout:
+        return ""
+    return train if split == "train" else heldout
+
+
+def _first_folder(folder: str, names: Sequence[str]) -> str:
+    return next((name for name in names if os.path.isdir(os.path.join(folder, name))), "")
+
+
 def _extension(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
 
 def _raise_skipped(root: str, total: int, minimum: int, problems: dict[str, tuple[str, str]]) -> None:
-    small = [path for path, (kind, _) in problems.items() if kind == "small"]
-    unreadable = [path for path, (kind, _) in problems.items() if kind == "unreadable"]
+    small, unreadable, unmapped = (
+        [path for path, (kind, _) in problems.items() if kind == wanted]
+        for wanted in ("small", "unreadable", "unmapped")
+    )
     parts, remedies = [], []
     if small:
         parts.append(f"{len(small)} are smaller than the crop of {minimum} ({first_names(small)})")
@@ -197,6 +254,10 @@ def _raise_skipped(root: str, total: int, minimum: int, problems: dict[str, tupl
     if unreadable:
         parts.append(f"{len(unreadable)} are unreadable ({first_names(unreadable)})")
         remedies.append("repair or remove the unreadable ones")
+    if unmapped:
+        reason = problems[unmapped[0]][1].rstrip(".")
+        parts.append(f"{len(unmapped)} have no label map of their size ({first_names(unmapped)}; {reason})")
+        remedies.append("give each image one, or set data.num_label_classes=0")
     raise UserError(
         f"More than 1 % of the {total} images of {root} cannot be used, {' and '.join(parts)}: "
         f"{'; '.join(remedies)}."

@@ -1,5 +1,6 @@
 """Data sources by name: `make_source("folder:PATH", split="train", image_size=256)`."""
 
+import dataclasses
 import difflib
 import os
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -17,7 +18,8 @@ class Source(Protocol):
 
     An element is a dict of host values:
         "image": uint8 [H, W, 3];
-        "labels": uint8 [H, W], where `has_labels`;
+        "labels": uint8 [H, W], ids in [0, num_label_classes), where `has_labels`;
+        "class": int32 [] in [0, num_classes), where that is not 0;
         "text": str, one caption fixed by the index, where `has_text`;
         "texts": tuple of str, all captions of the image, where there may be several.
 
@@ -26,19 +28,44 @@ class Source(Protocol):
         fingerprint: 16 hex digits, equal for equal data wherever it lies.
         has_text: every element has "text".
         has_labels: every element has "labels".
+        num_label_classes: 0 without labels.
+        num_classes: 0 where elements have no "class".
+        class_names: of the classes in order; () where there are none.
     """
 
     name: str
     fingerprint: str
     has_text: bool
     has_labels: bool
+    num_label_classes: int
+    num_classes: int
+    class_names: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Element: ...
 
 
-def make_source(spec: str, *, split: Split, image_size: int, upscale: bool = False) -> Source:
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """What `make_source` was asked for besides the source's name and argument."""
+
+    split: Split
+    image_size: int
+    upscale: bool
+    num_label_classes: int
+    class_folders: bool
+
+
+def make_source(
+    spec: str,
+    *,
+    split: Split,
+    image_size: int,
+    upscale: bool = False,
+    num_label_classes: int = 0,
+    class_folders: bool = False,
+) -> Source:
     """Opens the data that a config names.
 
     Args:
@@ -46,6 +73,8 @@ def make_source(spec: str, *, split: Split, image_size: int, upscale: bool = Fal
         split: "train" or "heldout".
         image_size: side of the square crop that the pictures are meant for.
         upscale: let images through that are smaller than `image_size`.
+        num_label_classes: of a folder's label maps; 0 leaves them alone. The emoji have 25 without asking.
+        class_folders: a folder's images lie in one sub-folder for each class.
 
     Returns:
         A `Source`.
@@ -63,28 +92,38 @@ def make_source(spec: str, *, split: Split, image_size: int, upscale: bool = Fal
         raise UserError(f"Unknown split {split!r}: known are {', '.join(SPLITS)}.")
     if image_size < 1:
         raise UserError(f"data.image_size must be at least 1, got {image_size}.")
-    factory = SOURCES[scheme]
-    return factory(argument if colon else None, split=split, image_size=image_size, upscale=upscale)
+    if num_label_classes < 0:
+        raise UserError(f"data.num_label_classes must be at least 0, got {num_label_classes}.")
+    wanted = _Wanted(split, image_size, upscale, num_label_classes, class_folders)
+    source = SOURCES[scheme](argument if colon else None, wanted)
+    if num_label_classes and source.num_label_classes != num_label_classes:
+        raise UserError(
+            f"Data source {spec!r} has {source.num_label_classes} label classes, not "
+            f"{num_label_classes}: set data.num_label_classes={source.num_label_classes}, or leave it at 0."
+        )
+    if class_folders and scheme != "folder":
+        raise UserError(f"Data source {spec!r} has no class folders: set data.class_folders=False.")
+    return source
 
 
 # What is behind a source is imported when it is opened: nobody pays for those they do not use.
-def _emoji(argument: str | None, *, split: Split, image_size: int, upscale: bool) -> Source:
+def _emoji(argument: str | None, wanted: _Wanted) -> Source:
     from regvq_jax.data.emoji.sources import EmojiPictures
 
     if argument is not None:
         raise UserError(f"Data source 'emoji' takes no argument, got {argument!r}.")
-    return EmojiPictures(split, image_size)
+    return EmojiPictures(wanted.split, wanted.image_size)
 
 
-def _emoji_grounds(argument: str | None, *, split: Split, image_size: int, upscale: bool) -> Source:
+def _emoji_grounds(argument: str | None, wanted: _Wanted) -> Source:
     from regvq_jax.data.emoji.sources import EmojiGrounds
 
     if argument is not None:
         raise UserError(f"Data source 'emoji-grounds' takes no argument, got {argument!r}.")
-    return EmojiGrounds(split, image_size)
+    return EmojiGrounds(wanted.split, wanted.image_size)
 
 
-def _emoji_scenes(argument: str | None, *, split: Split, image_size: int, upscale: bool) -> Source:
+def _emoji_scenes(argument: str | None, wanted: _Wanted) -> Source:
     from regvq_jax.data.emoji.sources import EmojiScenes
 
     max_objects = "4" if argument is None else argument
@@ -92,15 +131,22 @@ def _emoji_scenes(argument: str | None, *, split: Split, image_size: int, upscal
         raise UserError(
             f"Data source 'emoji-scenes:M' needs a whole number M of at least 1, got {argument!r}."
         )
-    return EmojiScenes(split, image_size, int(max_objects))
+    return EmojiScenes(wanted.split, wanted.image_size, int(max_objects))
 
 
-def _folder(argument: str | None, *, split: Split, image_size: int, upscale: bool) -> Source:
+def _folder(argument: str | None, wanted: _Wanted) -> Source:
     from regvq_jax.data.folder import FolderSource
 
     if not argument:
         raise UserError("Data source 'folder' needs a path: 'folder:PATH'.")
-    return FolderSource(os.path.expanduser(argument), split, image_size, upscale=upscale)
+    return FolderSource(
+        os.path.expanduser(argument),
+        wanted.split,
+        wanted.image_size,
+        upscale=wanted.upscale,
+        num_label_classes=wanted.num_label_classes,
+        class_folders=wanted.class_folders,
+    )
 
 
 SOURCES = {"emoji": _emoji, "emoji-grounds": _emoji_grounds, "emoji-scenes": _emoji_scenes, "folder": _folder}

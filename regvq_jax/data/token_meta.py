@@ -8,7 +8,7 @@ from typing import Any
 
 from regvq_jax.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 META_NAME = "meta.json"
 
 
@@ -22,9 +22,18 @@ class TokenMeta:
         tokenizer_hash: of the parameters that encoded.
         data_fingerprint: of the source that was encoded.
         split: of that source.
-        num_examples: records in all shards.
+        num_examples: records in all shards: images times `views`.
         has_text: every record has a caption.
         shard_size: records in a shard, the last one excepted.
+        image_size: S, the side of the pictures that were encoded, and of their label maps.
+        views: records of each image, next to each other; record i is view i % views of image i // views.
+        view_recipe: `Views.recipe`, how those were cut; "" where there is the centre crop alone.
+        num_label_classes: every record has a label map with ids in [0, num_label_classes); 0 = none has.
+        num_classes: every record has a class in [0, num_classes); 0 = none has.
+        class_names: their names in order, as far as the source has any.
+        map_tokenizer_hash: of the parameters that encoded the label maps; "" = nothing did.
+        map_codebook_size: of that tokenizer; 0 = none.
+        map_grid: (h, w) of its codes; None = none.
         format_version: of the files.
     """
 
@@ -36,10 +45,26 @@ class TokenMeta:
     num_examples: int
     has_text: bool
     shard_size: int = 4096
+    image_size: int = 0
+    views: int = 1
+    view_recipe: str = ""
+    num_label_classes: int = 0
+    num_classes: int = 0
+    class_names: tuple[str, ...] = ()
+    map_tokenizer_hash: str = ""
+    map_codebook_size: int = 0
+    map_grid: tuple[int, int] | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self):
-        object.__setattr__(self, "grid", tuple(self.grid))  # JSON and configs bring a list.
+        for name in ("grid", "class_names", "map_grid"):
+            if getattr(self, name) is not None:  # JSON and configs bring lists.
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @property
+    def has_map_tokens(self) -> bool:
+        """Whether every record has the codes of a label map."""
+        return self.map_grid is not None
 
     def to_json(self) -> str:
         """The content of `meta.json`."""

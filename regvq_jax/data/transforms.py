@@ -51,11 +51,32 @@ def resize_and_crop(
     if (height, width) != (size, size):
         box = _crop_box(height, width, size, rng if random else None, max_scale)
     mirrored = flip and rng is not None and rng.random() < 0.5 and not _names_a_side(element)
-    result = dict(element)
-    for key in _FILTERS.keys() & element.keys():
-        array = element[key] if box is None else _resample(element[key], size, box, _FILTERS[key])
-        result[key] = np.ascontiguousarray(array[:, ::-1] if mirrored else array)
-    return result
+    return _cut(element, size, box, mirrored)
+
+
+def cut_view(
+    element: Element,
+    rng: np.random.Generator | None,
+    *,
+    size: int,
+    mirrored: bool,
+    max_scale: float = 1.1,
+) -> Element:
+    """As `resize_and_crop`, but the caller says which crop it is and whether it is mirrored.
+
+    Args:
+        element: "image": uint8 [H, W, 3]; optional "labels": uint8 [H, W].
+        rng: draws place and scale; None means the centre crop.
+        size: side of the result.
+        mirrored: mirror it, unless a caption has the word "left" or "right".
+        max_scale: at least 1.
+
+    Returns:
+        The element with "image": uint8 [size, size, 3] and "labels": uint8 [size, size].
+    """
+    height, width = element["image"].shape[:2]
+    box = None if (height, width) == (size, size) else _crop_box(height, width, size, rng, max_scale)
+    return _cut(element, size, box, mirrored and not _names_a_side(element))
 
 
 def encode_text(
@@ -87,6 +108,17 @@ def encode_text(
 def keep(element: Element, rng: np.random.Generator | None = None, *, names: Sequence[str]) -> Element:
     """Leaves out every entry of the element that is not in `names`."""
     return {name: element[name] for name in names}
+
+
+def _cut(
+    element: Element, size: int, box: tuple[float, float, float, float] | None, mirrored: bool
+) -> Element:
+    """The part `box` of image and label map at size x size; None = all of it, as it is."""
+    result = dict(element)
+    for key in _FILTERS.keys() & element.keys():
+        array = element[key] if box is None else _resample(element[key], size, box, _FILTERS[key])
+        result[key] = np.ascontiguousarray(array[:, ::-1] if mirrored else array)
+    return result
 
 
 def _names_a_side(element: Element) -> bool:

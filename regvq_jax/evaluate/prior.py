@@ -1,8 +1,9 @@
-"""What a prior knows about held-out tokens, and how much of it the caption tells."""
+"""What a prior knows about held-out tokens, and how much of it the condition tells."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -11,83 +12,76 @@ import numpy as np
 
 from regvq_jax import rng, sharding
 from regvq_jax.evaluate.result import Evaluation
-from regvq_jax.models.prior import PriorNet
-from regvq_jax.priors import masked
 
 PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedLoss:
-    """Evaluator: mean cross-entropy of masked held-out tokens, with right and with shuffled captions.
+class PriorLoss:
+    """Evaluator: nats and bits a token of held-out images, with right and with shuffled conditions.
 
-    The masks are the same at every call, so that its figures can be compared over a training.
+    The figure is -log p(tokens) itself for an autoregressive prior and an unbiased estimate of an upper
+    bound on it for the others, so that priors over the same tokens can be compared. What is drawn for the
+    estimate (masks, times) is the same at every call.
 
     Attributes:
-        model: the prior network.
-        batches: starts one pass: {"tokens": int32 [B, N], "text_tokens": int32 [B, L], "valid": bool [B]}.
-        schedule_fn: of the masked fraction.
+        bound_fn: (parameters, tokens int32 [B, N], embedded condition or None, key) -> float32 [B], nats.
+        inputs_fn: (frozen, batch) -> (tokens, embedded condition or None).
+        batches: starts one pass: as the trainer's batches, with "valid": bool [B].
+        exact: `bound_fn` draws nothing.
         every_steps: how often.
-        num_masks: draws of the mask for each image.
+        num_draws: draws for each image, where not exact.
     """
 
-    model: PriorNet
+    bound_fn: Callable[[PyTree, jax.Array, Any, jax.Array], jax.Array]
+    inputs_fn: Callable[[PyTree, dict[str, jax.Array]], tuple[jax.Array, Any]]
     batches: Callable[[], Iterator[dict[str, np.ndarray]]]
-    schedule_fn: Callable[[jax.Array], jax.Array]
+    exact: bool = False
     every_steps: int = 1000
-    num_masks: int = 4
+    num_draws: int = 4
     name: str = dataclasses.field(default="prior_loss", init=False)
 
     @cached_property
     def _batch_sums(self):
-        return jax.jit(partial(batch_sums, self.model, self.schedule_fn))
+        return jax.jit(self.batch_sums)
 
     def __call__(self, ema: dict[str, PyTree], frozen: PyTree, mesh: jax.sharding.Mesh) -> Evaluation:
-        """Metrics `eval/prior/loss` and, where conditional, `eval/prior/loss_shuffled_text`, in nats."""
-        sums = {name: 0.0 for name in ("tokens", "loss", "loss_shuffled_text")}
+        """`eval/prior/loss`, where conditional `eval/prior/loss_shuffled`, in nats a token, and bits."""
+        sums: dict[str, float] = {}
         for index, batch in enumerate(self.batches()):
             device_batch = sharding.put_batch(batch, mesh)
-            for draw in range(self.num_masks):
-                key = jax.random.fold_in(rng.step_key(0, "evaluation_mask", index), draw)
-                for name, value in self._batch_sums(ema["prior"], device_batch, key).items():
-                    sums[name] += float(value)
-        names = ["loss", "loss_shuffled_text"] if self.model.text_length else ["loss"]
-        metrics = {f"eval/prior/{name}": sums[name] / sums["tokens"] for name in names}
+            for draw in range(1 if self.exact else self.num_draws):
+                key = jax.random.fold_in(rng.step_key(0, "evaluation_draw", index), draw)
+                for name, value in self._batch_sums(ema["prior"], frozen, device_batch, key).items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
+        tokens = sums.pop("tokens")
+        metrics = {f"eval/prior/{name}": value / tokens for name, value in sums.items()}
+        metrics["eval/prior/bits_per_token"] = metrics["eval/prior/loss"] / math.log(2)
         return Evaluation(metrics, {})
 
+    def batch_sums(
+        self, params: PyTree, frozen: PyTree, batch: dict[str, jax.Array], key: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Sums over the valid rows of one batch.
 
-def batch_sums(
-    model: PriorNet,
-    schedule_fn: Callable[[jax.Array], jax.Array],
-    params: PyTree,
-    batch: dict[str, jax.Array],
-    key: jax.Array,
-) -> dict[str, jax.Array]:
-    """Sums over the masked tokens of the valid rows of one batch.
+        Args:
+            params: the network's parameters.
+            frozen: those of the frozen networks.
+            batch: as in `batches`.
+            key: for what the bound draws.
 
-    Args:
-        model: the prior network.
-        schedule_fn: of the masked fraction.
-        params: the network's parameters.
-        batch: as in `MaskedLoss.batches`.
-        key: draws the mask.
+        Returns:
+            float32 [] each: "tokens", their number; "loss", in nats; "loss_shuffled", with each row given the
+            condition of the row before (for a conditional prior).
+        """
+        tokens, condition = self.inputs_fn(frozen, batch)
 
-    Returns:
-        float32 [] each: "tokens", their number; "loss", in nats; "loss_shuffled_text", with each row given
-        the caption of the row before (for a conditional model).
-    """
-    tokens = batch["tokens"]
-    corrupted, is_masked = masked.corrupt(key, tokens, mask_id=model.mask_id, schedule_fn=schedule_fn)
-    counts = is_masked & batch["valid"][:, None]
+        def loss_with(condition):
+            nats = self.bound_fn(params, tokens, condition, key)
+            return jnp.sum(jnp.where(batch["valid"], nats, 0.0))
 
-    def loss_with(*text):
-        logits = model.apply({"params": params}, corrupted, *text)
-        return jnp.sum(jnp.where(counts, masked.cross_entropy(logits, tokens), 0.0))
-
-    sums = {"tokens": jnp.sum(counts.astype(jnp.float32))}
-    if model.text_length:
-        sums["loss"] = loss_with(batch["text_tokens"])
-        sums["loss_shuffled_text"] = loss_with(jnp.roll(batch["text_tokens"], 1, axis=0))
-    else:
-        sums["loss"] = loss_with()
-    return sums
+        sums = {"tokens": jnp.sum(batch["valid"]) * float(tokens.shape[1]), "loss": loss_with(condition)}
+        if condition is not None:
+            shuffled = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), condition)
+            sums["loss_shuffled"] = loss_with(shuffled)
+        return sums

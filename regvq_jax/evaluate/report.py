@@ -21,15 +21,22 @@ ROWS = (
     ("tokenizer", "reconstruction LPIPS, AlexNet", "eval/reconstruction/lpips_alexnet", "{:.4f}"),
     ("tokenizer", "codebook usage, %", "codebook/usage_percent", "{:.1f}"),
     ("tokenizer", "codebook perplexity", "codebook/perplexity", "{:.1f}"),
+    ("map_tokenizer", "steps", "step", "{:,.0f}"),
+    ("map_tokenizer", "held-out pixel accuracy, %", "eval/map_reconstruction/accuracy_percent", "{:.1f}"),
+    ("map_tokenizer", "held-out mean IoU", "eval/map_reconstruction/miou", "{:.3f}"),
+    ("map_tokenizer", "codebook usage, %", "map_codebook/usage_percent", "{:.1f}"),
+    ("map_tokenizer", "codebook perplexity", "map_codebook/perplexity", "{:.1f}"),
     ("prior", "steps", "step", "{:,.0f}"),
     ("prior", "training images/s", "perf/images_per_sec", "{:.1f}"),
+    ("prior", "held-out bits a token", "eval/prior/bits_per_token", "{:.3f}"),
     ("prior", "held-out loss, nats a token", "eval/prior/loss", "{:.3f}"),
-    ("prior", "the same, captions shuffled", "eval/prior/loss_shuffled_text", "{:.3f}"),
+    ("prior", "the same, conditions shuffled", "eval/prior/loss_shuffled", "{:.3f}"),
 )
 PICTURES = (
     ("tokenizer", "reconstructions", "originals above reconstructions"),
     ("tokenizer", "codebook", "how often each code is used, and where it lies"),
-    ("prior", "samples", "captions under pictures"),
+    ("map_tokenizer", "maps", "label maps above what their tokens say"),
+    ("prior", "samples", "what the prior draws, with its conditions"),
 )
 MAX_HISTORY_ROWS = 8
 
@@ -47,14 +54,14 @@ def write_report(workdir: Path, console: Console | None = None) -> list[Path]:
     console = console or Console(soft_wrap=True)
     results = {
         stage: read_json(workdir / stage / "result.json")
-        for stage in ("tokenizer", "prior")
+        for stage in ("tokenizer", "map_tokenizer", "prior")
         if (workdir / stage / "result.json").exists()
     }
     table = Table("stage", "figure", "value", title=f"What {workdir.name} has learned")
     for stage, label, tag, style in ROWS:
         values = dict(results.get(stage, {}))
-        if "codebook/usage" in values:
-            values["codebook/usage_percent"] = 100 * values["codebook/usage"]
+        # Shares are read more easily in percent.
+        values |= {f"{name}_percent": 100 * value for name, value in values.items()}
         if tag in values:
             table.add_row(stage, label, style.format(values[tag]))
     console.print(table)

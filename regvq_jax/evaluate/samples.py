@@ -1,23 +1,24 @@
 """Pictures drawn by a prior."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from regvq_jax import rng
-from regvq_jax.conditioning.text import make_tokenizer
+from regvq_jax.conditioning.condition import Condition
 from regvq_jax.data.ranges import to_uint8
+from regvq_jax.errors import UserError
 from regvq_jax.evaluate import sheets
 from regvq_jax.evaluate.result import Evaluation
+from regvq_jax.models.conditioners import Encoded
 from regvq_jax.models.prior import PriorNet
 from regvq_jax.models.tokenizer import ImageTokenizer
-from regvq_jax.priors import guidance, masked
-from regvq_jax.priors.schedules import SCHEDULES
+from regvq_jax.priors import guidance
 from regvq_jax.settings import choose
 
 PyTree = Any
@@ -25,66 +26,99 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class SampleSettings:
-    """How to draw from a masked prior; a config's `sample` group. See `priors.masked.sample`.
+    """How to draw: what the samplers of all priors share; a config's `sample` group.
 
     Attributes:
-        captions: what to draw for the sample sheet; () takes the first 16 held-out captions.
-        steps: calls of the network.
-        temperature, choice_temperature: of codes and of their order.
+        captions: what to draw for the sample sheet; () takes the first held-out conditions.
+        temperature: of the codes: 1 follows the network, 0 takes the likeliest.
         guidance: classifier-free guidance scale; 1 = none.
-        schedule: of the masked fraction.
+        guidance_ramp: "constant", or "linear" or "cosine": from 1 at the first token up to `guidance`.
     """
 
     captions: tuple[str, ...] = ()
-    steps: int = 12
     temperature: float = 1.0
-    choice_temperature: float = 4.5
     guidance: float = 1.0
-    schedule: str = "cosine"
+    guidance_ramp: str = "constant"
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise UserError(f"config.sample.temperature={self.temperature} must be at least 0.")
+        if self.guidance < 0:
+            raise UserError(f"config.sample.guidance={self.guidance} must be at least 0; 1 = no guidance.")
+        choose(guidance.RAMPS, self.guidance_ramp, "sample.guidance_ramp")
 
 
-def sample_tokens(
+class Prompts(NamedTuple):
+    """What the pictures of a sample sheet are drawn from.
+
+    Attributes:
+        inputs: as `Condition.embed` takes them, [B, ...]; None without a condition.
+        captions: B texts to stand under the pictures.
+        maps: uint8 [B, H, W, 3], label maps in colours, to stand above them; None = no maps.
+    """
+
+    inputs: np.ndarray | None
+    captions: tuple[str, ...]
+    maps: np.ndarray | None = None
+
+
+def draw_tokens(
+    prior,
     model: PriorNet,
+    condition: Condition,
     settings: SampleSettings,
     params: PyTree,
+    frozen: PyTree,
     keys: jax.Array,
-    text_tokens: jax.Array | None,
+    inputs: jax.Array | None,
+    tokens: jax.Array | None = None,
 ) -> jax.Array:
-    """Draws token grids; one compiled loop, with each caption encoded once.
+    """Draws token grids; one compiled loop, with each condition encoded once.
 
     Args:
-        model: the prior network.
-        settings: how to draw.
+        prior: a `trainers.prior.TokenPrior`.
+        model: its network.
+        condition: what the network is told.
+        settings: how to draw, of the prior's own kind.
         params: the network's parameters.
-        keys: typed keys [B]; a key and a caption give the same sample in any batch.
-        text_tokens: int32 [B, L], or None for an unconditional model.
+        frozen: those that `condition` needs.
+        keys: typed keys [B]; a key and a condition give the same sample in any batch.
+        inputs: [B, ...] as `Condition.embed` takes them, None without a condition.
+        tokens: int32 [B, N], K where a code is wanted and given codes elsewhere; None = all are wanted.
 
     Returns:
         int32 [B, h, w] tokens.
     """
-    height, width = model.grid
     rows = keys.shape[0]
+    if tokens is None:
+        tokens = jnp.full((rows, model.num_tokens), model.special_id, jnp.int32)
+    encoded = null = Encoded()
+    if inputs is not None:
+        embedded = condition.embed(frozen, inputs)
+        encode = lambda drop: model.apply(
+            {"params": params}, embedded, jnp.full((rows,), drop), method="encode_condition"
+        )
+        encoded = encode(False)
+        null = encode(True) if settings.guidance != 1 else encoded
+    drawn = prior.sample(model, params, keys, tokens, encoded, null, settings)
+    return drawn.reshape(rows, *model.grid)
 
-    def encode_text(drop):
-        drop = jnp.full((rows,), drop) if model.text_length else None
-        return model.apply({"params": params}, text_tokens, drop, method="condition")
 
-    def network(tokens, condition):
-        return model.apply({"params": params}, tokens, condition, method="predict")
+def guided_network(
+    model: PriorNet, params: PyTree, encoded: Encoded, null: Encoded, settings: SampleSettings
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The network as the samplers of masked and diffusion priors call it, with the settings' guidance.
 
-    scale = settings.guidance if model.text_length else 1
-    tokens_to_logits = guidance.guided(network, encode_text(False), encode_text(True), scale)
-    tokens = masked.sample(
-        keys,
-        tokens_to_logits,
-        jnp.full((rows, height * width), model.mask_id, jnp.int32),
-        mask_id=model.mask_id,
-        steps=settings.steps,
-        schedule_fn=choose(SCHEDULES, settings.schedule, "sample.schedule"),
-        temperature=settings.temperature,
-        choice_temperature=settings.choice_temperature,
-    )
-    return tokens.reshape(rows, height, width)
+    Returns:
+        (tokens int32 [B, N], time float32 [B]) -> float32 [B, N, K].
+    """
+
+    def network(tokens, encoded, time):
+        level = time if model.timed else None
+        return model.apply({"params": params}, tokens, encoded, level, method="predict")
+
+    ramp_fn = guidance.RAMPS[settings.guidance_ramp]
+    return guidance.guided(network, encoded, null, settings.guidance, ramp_fn)
 
 
 def split_levels(model: ImageTokenizer, tokens: jax.Array) -> jax.Array:
@@ -105,46 +139,37 @@ def decode_codes(model: ImageTokenizer, params: PyTree, codes: jax.Array) -> jax
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Evaluator: a sheet of samples with their captions; no numbers.
+    """Evaluator: a sheet of samples with their captions or maps; no numbers.
 
     Attributes:
-        model: the prior network.
+        draw_fn: (parameters, frozen, keys [B], inputs) -> int32 [B, h, w] tokens, pure.
         tokenizer: the tokenizer network, whose parameters are `frozen["tokenizer"]`.
-        settings: how to draw, and the captions.
+        prompts: what to draw.
         every_steps: how often.
         seed: of the noise, the same at every call, so that sheets can be compared over a training.
     """
 
-    model: PriorNet
+    draw_fn: Callable[[PyTree, PyTree, jax.Array, Any], jax.Array]
     tokenizer: ImageTokenizer
-    settings: SampleSettings
+    prompts: Prompts
     every_steps: int = 1000
     seed: int = 0
     name: str = dataclasses.field(default="samples", init=False)
 
     @cached_property
     def _draw(self):
-        def draw(params, tokenizer_params, keys, text_tokens):
-            tokens = sample_tokens(self.model, self.settings, params, keys, text_tokens)
-            codes = split_levels(self.tokenizer, tokens)
-            return to_uint8(decode_codes(self.tokenizer, tokenizer_params, codes))
+        def draw(params, frozen, keys, inputs):
+            codes = split_levels(self.tokenizer, self.draw_fn(params, frozen, keys, inputs))
+            return to_uint8(decode_codes(self.tokenizer, frozen["tokenizer"], codes))
 
         return jax.jit(draw)
 
     def __call__(self, ema: dict[str, PyTree], frozen: PyTree, mesh: jax.sharding.Mesh) -> Evaluation:
-        """One picture, `samples`: the captions under what was drawn for them."""
-        captions = self.settings.captions
-        if not self.model.text_length:
-            captions = ("",) * len(captions)  # Nothing may stand under a picture that did not draw it.
-        keys = jax.random.split(rng.step_key(self.seed, "samples", 0), len(captions))
-        text_tokens = encode_captions(self.model, captions)
-        images = np.asarray(self._draw(ema["prior"], frozen["tokenizer"], keys, text_tokens))
-        sheet = sheets.captioned_sheet(images, captions)
+        """One picture, `samples`: what was drawn, with captions under it or maps above it."""
+        keys = jax.random.split(rng.step_key(self.seed, "samples", 0), len(self.prompts.captions))
+        images = np.asarray(self._draw(ema["prior"], frozen, keys, self.prompts.inputs))
+        if self.prompts.maps is not None:
+            sheet = sheets.labelled_sheet({"map": self.prompts.maps, "drawn": images})
+        else:
+            sheet = sheets.captioned_sheet(images, self.prompts.captions)
         return Evaluation({}, {"samples": np.asarray(sheet)})
-
-
-def encode_captions(model: PriorNet, captions: Sequence[str]) -> np.ndarray | None:
-    """Captions to int32 [B, L] for `model`, or None where it is unconditional."""
-    if not model.text_length:
-        return None
-    return make_tokenizer().encode(captions, model.text_length)

@@ -89,7 +89,7 @@ def load_tokenizer_file(path: str | os.PathLike) -> tuple[ImageTokenizer, PyTree
 def param_shapes(model: ImageTokenizer) -> PyTree:
     """The parameters of a tokenizer network as `jax.ShapeDtypeStruct`s, whatever the size of its images."""
     side = model.downsampling
-    images = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+    images = jax.ShapeDtypeStruct((1, side, side, model.out_channels), np.float32)
     return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
 
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from regvq_jax.models.layers import Dtype
-from regvq_jax.models.transformer import Blocks
+from regvq_jax.models.transformer import Blocks, Context
 
 
 class TextEncoder(nn.Module):
@@ -62,7 +62,8 @@ class TextEncoder(nn.Module):
         # A row of padding alone must see something: some fused attentions return NaN where nothing
         # is seen.
         visible = mask | (jnp.arange(length) == 0)
-        memory = Blocks(
+        memory, _ = Blocks(
+            dim=self.dim,
             depth=self.depth,
             num_heads=self.num_heads,
             mlp_ratio=self.mlp_ratio,
@@ -70,5 +71,5 @@ class TextEncoder(nn.Module):
             scan_layers=self.scan_layers,
             dtype=self.dtype,
             name="blocks",
-        )(x, visible[:, None, None, :], deterministic)
+        )(x, Context(visible[:, None, None, :]), deterministic=deterministic)
         return memory, mask

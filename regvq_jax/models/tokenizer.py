@@ -1,6 +1,7 @@
-"""Encoder, quantizer and decoder in one module."""
+"""Encoder, quantizer and decoder in one module, for images and for label maps."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,17 +14,22 @@ from regvq_jax.models.maskgit import MaskGITDecoder, MaskGITEncoder
 from regvq_jax.models.quantizer import Quantizer
 from regvq_jax.quantize import QuantizeOutput
 
+PyTree = Any
 ARCHITECTURES = {"taming": (Encoder, Decoder), "maskgit": (MaskGITEncoder, MaskGITDecoder)}
 
 
 class ImageTokenizer(nn.Module):
     """The network of stage one.
 
+    A tokenizer of label maps is the same network with a channel for each class: it takes one-hot maps
+    float [B, H, W, C] where the methods below speak of images, and gives logits float32 [B, H, W, C].
+
     Attributes:
         quantizer: the codebook and the way to it.
         architecture: a name in `ARCHITECTURES`.
         channels, multipliers, num_res_blocks, attention_levels, middle_attention, latent_channels,
             norm_groups, remat, dtype: as in `Encoder`.
+        out_channels: of what is decoded, and of what is encoded: 3 for images, C for maps of C classes.
     """
 
     quantizer: Quantizer
@@ -37,6 +43,7 @@ class ImageTokenizer(nn.Module):
     norm_groups: int = 0
     remat: bool = False
     dtype: Dtype = jnp.float32
+    out_channels: int = 3
 
     def setup(self):
         shared = dict(
@@ -57,7 +64,7 @@ class ImageTokenizer(nn.Module):
         )
         self.post_quant_conv = nn.Dense(self.latent_channels, dtype=self.dtype)
         self.decoder = decoder(**shared)
-        self.conv_out = nn.Conv(3, (3, 3), dtype=jnp.float32)
+        self.conv_out = nn.Conv(self.out_channels, (3, 3), dtype=jnp.float32)
 
     @property
     def downsampling(self) -> int:
@@ -105,3 +112,30 @@ class ImageTokenizer(nn.Module):
     def decode(self, quantized: jax.Array) -> jax.Array:
         """Code vectors to images: float [B, h, w, D] -> float32 [B, H, W, 3], not clipped."""
         return self.to_images(self.decode_features(quantized))
+
+
+def one_hot_maps(model: ImageTokenizer, labels: jax.Array) -> jax.Array:
+    """What a tokenizer of label maps takes.
+
+    Args:
+        model: with a channel for each class.
+        labels: uint8 [B, H, W] in [0, C); a label beyond is no class, and its pixel all zeros.
+
+    Returns:
+        [B, H, W, C] of the model's dtype, which holds 0 and 1 exactly.
+    """
+    return jax.nn.one_hot(labels, model.out_channels, dtype=model.dtype)
+
+
+def encode_maps(model: ImageTokenizer, params: PyTree, labels: jax.Array) -> jax.Array:
+    """Label maps to best-matching codes; pure, for `jit`.
+
+    Args:
+        model: a tokenizer of label maps.
+        params: its parameters.
+        labels: uint8 [B, H, W] in [0, C).
+
+    Returns:
+        int32 [B, h, w]; of a residual tokenizer [B, h, w, R].
+    """
+    return model.apply({"params": params}, one_hot_maps(model, labels), method="encode")

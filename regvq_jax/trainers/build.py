@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -13,25 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from regvq_jax.conditioning.text import make_tokenizer
 from regvq_jax.data.pipeline import evaluation_batches, make_batches
 from regvq_jax.data.sources import Source, make_source
-from regvq_jax.data.tokens import TokenSource, check_meta
-from regvq_jax.data.transforms import Transform, encode_text, keep, resize_and_crop
+from regvq_jax.data.transforms import Transform, keep, resize_and_crop
 from regvq_jax.errors import UserError
 from regvq_jax.evaluate import EVALUATORS
-from regvq_jax.evaluate.samples import SampleSettings
 from regvq_jax.interop.perceptual_weights import load_lpips, make_features
 from regvq_jax.models.discriminator import PatchDiscriminator
 from regvq_jax.models.features import RandomFeatures
 from regvq_jax.models.imagenet import LAYERS as NETWORKS
 from regvq_jax.models.layers import DTYPES
-from regvq_jax.models.prior import PriorNet
 from regvq_jax.models.tokenizer import ARCHITECTURES, ImageTokenizer
 from regvq_jax.optim import OptimSettings, make_optimizer
-from regvq_jax.priors.schedules import SCHEDULES
 from regvq_jax.settings import DataSettings, TrainSettings, choose, from_config
-from regvq_jax.trainers.masked import MaskedSettings, MaskedTrainer
+from regvq_jax.trainers.map_tokenizer import MapLossSettings, MapTokenizerTrainer
 from regvq_jax.trainers.tokenizer import TokenizerTrainer
 from regvq_jax.trainers.tokenizer_settings import (
     FeatureSettings,
@@ -83,22 +77,21 @@ def token_grid(config: ConfigDict, tokenizer: ImageTokenizer) -> tuple[int, int]
     return side, side * tokenizer.quantizer.depth
 
 
-def make_prior_net(config: ConfigDict, tokenizer: ImageTokenizer, has_text: bool) -> PriorNet:
-    """The prior network of `config.prior.model`, on the grid of the tokenizer."""
-    derived = {"codebook_size": tokenizer.quantizer.codebook_size, "grid": token_grid(config, tokenizer)}
-    if not has_text:
-        derived["text_length"] = 0
-    return make_module(PriorNet, dict(config.prior.model) | derived, "prior.model")
-
-
 def open_source(config: ConfigDict, split: str) -> Source:
     """The data source of a config, "train" or "heldout"."""
     data = from_config(DataSettings, config.data, "data")
-    return make_source(data.source, split=split, image_size=data.image_size, upscale=data.upscale)
+    return make_source(
+        data.source,
+        split=split,
+        image_size=data.image_size,
+        upscale=data.upscale,
+        num_label_classes=data.num_label_classes,
+        class_folders=data.class_folders,
+    )
 
 
-def image_transforms(config: ConfigDict, training: bool) -> list[Transform]:
-    """Elements to {"image": uint8 [S, S, 3]}: cropped, at random in training, without caption and labels."""
+def crop_transforms(config: ConfigDict, training: bool) -> list[Transform]:
+    """Elements to square ones: cropped, at random in training; image and label map together."""
     data = config.data
     crop = partial(
         resize_and_crop,
@@ -106,14 +99,12 @@ def image_transforms(config: ConfigDict, training: bool) -> list[Transform]:
         random=training and data.random_crop,
         flip=training and data.flip,
     )
-    return [crop, partial(keep, names=("image",))]
+    return [crop]
 
 
-def token_transforms(model: PriorNet) -> list[Transform]:
-    """Elements of a token cache to {"tokens": int32 [N]} and, for a conditional model, "text_tokens"."""
-    if not model.text_length:
-        return [partial(keep, names=("tokens",))]
-    return [partial(encode_text, encode_fn=make_tokenizer().encode, length=model.text_length)]
+def image_transforms(config: ConfigDict, training: bool, name: str = "image") -> list[Transform]:
+    """Elements to {"image": uint8 [S, S, 3]} or {"labels": uint8 [S, S]}, as in `crop_transforms`."""
+    return [*crop_transforms(config, training), partial(keep, names=(name,))]
 
 
 def training_batches(source: Source, transforms: list[Transform], config: ConfigDict, batch_size: int):
@@ -243,68 +234,64 @@ def make_tokenizer_trainer(config: ConfigDict) -> TokenizerTrainer:
     )
 
 
-def make_prior_trainer(
-    config: ConfigDict, tokens_directory: Path, tokenizer: ImageTokenizer, tokenizer_params: PyTree
-) -> MaskedTrainer:
-    """Stage two as `config.prior` describes it.
-
-    Args:
-        config: of the run.
-        tokens_directory: holds the token caches `train` and `heldout`.
-        tokenizer: the frozen tokenizer that made them.
-        tokenizer_params: its parameters.
+def make_map_tokenizer(config: ConfigDict, num_label_classes: int) -> ImageTokenizer:
+    """The tokenizer network of `config.map_tokenizer`, with a channel for each class.
 
     Raises:
-        UserError: the config is wrong, or a token cache is missing or made from something else.
+        UserError: there is no such group, or as `make_image_tokenizer`.
     """
-    prior = config.prior
-    choose(PRIORS, prior.name, "prior.name")
-    train = from_config(TrainSettings, prior.train, "prior.train")
-    optim = from_config(OptimSettings, prior.optim, "prior.optim")
-    settings = from_config(MaskedSettings, prior.masked, "prior.masked")
-    tokens, heldout = (TokenSource(tokens_directory / split) for split in ("train", "heldout"))
-    model = make_prior_net(config, tokenizer, tokens.has_text)
-    for source in (tokens, heldout):
-        check_meta(
-            source.meta,
-            directory=source.name.removeprefix("tokens:"),
-            tokenizer_hash=hash_params(tokenizer_params),
-            codebook_size=model.codebook_size,
-            grid=model.grid,
+    if "map_tokenizer" not in config:
+        raise UserError(
+            'config.prior.condition="map_tokens" needs a group config.map_tokenizer, as configs/ade20k.py '
+            'has it; "map" embeds maps without a tokenizer.'
         )
-    transforms = token_transforms(model)
-    return MaskedTrainer(
+    group = config.map_tokenizer
+    quantizer = from_config(QuantizerSettings, group.quantizer, "map_tokenizer.quantizer").make_module()
+    fields = dict(group.model) | {"quantizer": quantizer, "out_channels": num_label_classes}
+    choose(ARCHITECTURES, group.model.architecture, "map_tokenizer.model.architecture")
+    model = make_module(ImageTokenizer, fields, "map_tokenizer.model")
+    if config.data.image_size % model.downsampling:
+        raise UserError(
+            f"config.data.image_size={config.data.image_size} is not a multiple of {model.downsampling}, by "
+            f"which config.map_tokenizer.model.multipliers={model.multipliers} shrink it."
+        )
+    return model
+
+
+def make_map_tokenizer_trainer(config: ConfigDict) -> MapTokenizerTrainer:
+    """The map tokenizer's training as `config.map_tokenizer` describes it.
+
+    Raises:
+        UserError: the config or its data are wrong, or have no label maps.
+    """
+    source, heldout = (open_source(config, split) for split in ("train", "heldout"))
+    if not source.num_label_classes:
+        raise UserError(
+            f"{source.name} has no label maps to train a map tokenizer on: set data.num_label_classes for "
+            'a folder that has them, or another prior.condition than "map_tokens".'
+        )
+    model = make_map_tokenizer(config, source.num_label_classes)
+    group = config.map_tokenizer
+    train = from_config(TrainSettings, group.train, "map_tokenizer.train")
+    optim = from_config(OptimSettings, group.optim, "map_tokenizer.optim")
+    return MapTokenizerTrainer(
         model=model,
-        masked=settings,
+        quantizer=from_config(QuantizerSettings, group.quantizer, "map_tokenizer.quantizer"),
+        loss=from_config(MapLossSettings, group.loss, "map_tokenizer.loss"),
         optimizer=make_optimizer(optim, train.total_steps),
-        frozen={"tokenizer": tokenizer_params},
         seed=config.seed,
         train=train,
         data=from_config(DataSettings, config.data, "data"),
-        make_batches=training_batches(tokens, transforms, config, train.batch_size),
+        make_batches=training_batches(
+            source, image_transforms(config, True, "labels"), config, train.batch_size
+        ),
         evaluators=make_evaluators(
-            prior.evals,
-            "prior.evals",
+            group.evals,
+            "map_tokenizer.evals",
             model=model,
-            tokenizer=tokenizer,
-            batches=heldout_batches(heldout, transforms, train.batch_size),
-            schedule_fn=choose(SCHEDULES, settings.schedule, "prior.masked.schedule"),
-            settings=sample_settings(config, heldout),
-            seed=config.seed,
+            batches=heldout_batches(heldout, image_transforms(config, False, "labels"), train.batch_size),
         ),
     )
-
-
-def sample_settings(config: ConfigDict, heldout: TokenSource) -> SampleSettings:
-    """A config's `sample` group; without captions in it, those of the first 16 held-out images."""
-    settings = from_config(SampleSettings, config.sample, "sample")
-    if settings.captions:
-        return settings
-    captions = [heldout[i].get("text", "") for i in range(min(16, len(heldout)))]
-    return dataclasses.replace(settings, captions=tuple(captions))
-
-
-PRIORS = {"masked": make_prior_trainer}
 
 
 def hash_params(params: PyTree) -> str:

@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 
-from regvq_jax.data.captions import caption_fields, read_metadata, read_text_file
+from regvq_jax.conditioning.text import make_tokenizer
+from regvq_jax.data.captions import caption_fields, count_cut_captions, read_metadata, read_text_file
 from regvq_jax.errors import UserError
 
 
@@ -58,3 +60,21 @@ def test_two_metadata_files(tmp_path):
     (tmp_path / "metadata.jsonl").write_text("")
     with pytest.raises(UserError, match="has both"):
         read_metadata(tmp_path)
+
+
+def test_counts_the_captions_that_are_cut():
+    elements = [{"text": "a" * i, "texts": ("a" * i, "b" * 30)} for i in range(20)]
+
+    def lengths(texts):
+        return np.array([len(text) for text in texts])
+
+    # Of each pair the second is too long, and of the first those of 11 to 19.
+    assert count_cut_captions(elements, lengths, 10) == (20 + 9, 40)
+    assert count_cut_captions(elements, lengths, 30) == (0, 40)
+    # Elements 0, 4, 8, 12 and 16: all over the source.
+    assert count_cut_captions(elements, lengths, 10, limit=5) == (5 + 2, 10)
+    single = [{"text": "abc"}, {"text": ""}]
+    assert count_cut_captions(single, lengths, 2) == (1, 2)
+    tokenizer = make_tokenizer()
+    assert count_cut_captions([{"text": "a red heart"}], tokenizer.lengths, 5) == (0, 1)
+    assert count_cut_captions([{"text": "a red heart"}], tokenizer.lengths, 4) == (1, 1)

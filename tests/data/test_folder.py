@@ -243,3 +243,156 @@ def test_threads_agree(tmp_path):
     expected = [4 if i == 3 else i for i in range(120)]
     assert len(results) == 4 and all(result == expected for result in results)
     assert np.array_equal(source[3]["image"], source[4]["image"])
+
+
+def write_map(path, ids, mode="L"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.asarray(ids, np.uint8))
+    if mode == "P":
+        image.putpalette([255 - i // 3 for i in range(768)])
+    image.save(path)
+
+
+def write_pairs(root, names, maps="annotations", size=(8, 8)):
+    """Images whose green channel is their label map."""
+    for number, name in enumerate(names):
+        ids = np.random.default_rng(number).integers(0, 5, size[::-1]).astype(np.uint8)
+        (root / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        rgb = np.stack([np.zeros_like(ids), ids, np.zeros_like(ids)], -1)
+        Image.fromarray(rgb).save(root / "images" / name)
+        path = (root / maps / name).with_suffix(".png")
+        write_map(path, ids, "P" if number % 2 else "L")
+
+
+@pytest.mark.parametrize(
+    ("train", "heldout", "maps"),
+    [("training", "validation", "annotations"), ("train", "val", "labels")],
+)
+def test_label_maps_in_the_layout_of_sceneparse(tmp_path, train, heldout, maps):
+    names = [f"{train}/{i}.png" for i in range(3)] + [f"{train}/a/b.png", f"{heldout}/0.png"]
+    write_pairs(tmp_path, names, maps, size=(11, 9))
+    sources = both(tmp_path, num_label_classes=5)
+    assert [source._paths for source in sources] == [
+        sorted(f"images/{name}" for name in names if name.startswith(train)),
+        [f"images/{heldout}/0.png"],
+    ]
+    for source in sources:
+        assert source.has_labels and source.num_label_classes == 5 and isinstance(source, Source)
+        for i in range(len(source)):
+            element = source[i]
+            assert element["labels"].dtype == np.uint8 and element["labels"].shape == (9, 11)
+            np.testing.assert_array_equal(element["labels"], element["image"][..., 1])
+    # Without the setting the maps are neither read nor taken for images.
+    plain = both(tmp_path)
+    assert [source._paths for source in plain] == [source._paths for source in sources]
+    assert not plain[0].has_labels and plain[0].num_label_classes == 0 and plain[0][0].keys() == {"image"}
+    assert plain[0].fingerprint != sources[0].fingerprint
+    write_map(tmp_path / maps / train / "0.png", np.arange(99).reshape(9, 11) % 5)
+    listing.scan_headers.cache_clear()
+    assert FolderSource(tmp_path, "train", 8, num_label_classes=5).fingerprint != sources[0].fingerprint
+
+
+def test_label_maps_with_captions_and_a_split_by_hash(tmp_path):
+    write_pairs(tmp_path, [f"{i}.png" for i in range(30)], "labels")
+    for i in range(30):
+        (tmp_path / "images" / f"{i}.txt").write_text(f"number {i}")
+    train, heldout = both(tmp_path, num_label_classes=5)
+    assert len(train) + len(heldout) == 30 and len(heldout) >= 1
+    for source in (train, heldout):
+        element = source[0]
+        np.testing.assert_array_equal(element["labels"], element["image"][..., 1])
+        assert source._paths[0] == f"images/{element['text'].removeprefix('number ')}.png"
+    (tmp_path / "images" / "metadata.csv").write_text("file_name,text\n0.png,zero\n")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "images/1.png", "text": "one"}')
+    texts = {s._paths[i]: s[i]["text"] for s in both(tmp_path) for i in range(len(s))}
+    assert [texts[f"images/{i}.png"] for i in range(3)] == ["zero", "one", "number 2"]
+
+
+def test_images_without_a_map_of_their_size(tmp_path, caplog):
+    names = [f"{i:03d}.png" for i in range(200)]
+    write_pairs(tmp_path, names)
+    (tmp_path / "annotations" / "004.png").unlink()
+    with caplog.at_level("WARNING"):
+        train, heldout = both(tmp_path, num_label_classes=5)
+    assert len(train) + len(heldout) == 199 and "annotations/004.png" in caplog.text
+    write_map(tmp_path / "annotations" / "005.png", np.zeros((8, 9)))
+    Image.new("RGB", (8, 8)).save(tmp_path / "annotations" / "006.png")
+    listing.scan_headers.cache_clear()
+    message = r"3 have no label map of their size \(images/004\.png, images/005.*data\.num_label_classes=0"
+    with pytest.raises(UserError, match=message):
+        FolderSource(tmp_path, "train", 8, num_label_classes=5)
+    assert "annotations/005.png is 9 x 8, its image 8 x 8" in caplog.text
+    assert "not one byte a pixel" in caplog.text
+    assert sum(map(len, both(tmp_path))) == 200
+
+
+def test_a_damaged_map_is_replaced_like_a_damaged_image(tmp_path, caplog):
+    names = [f"train/{i:03d}.png" for i in range(150)] + ["val/0.png"]
+    write_pairs(tmp_path, names)
+    truncate(tmp_path / "annotations" / "train" / "007.png")
+    source = FolderSource(tmp_path, "train", 8, num_label_classes=5)
+    with caplog.at_level("WARNING"):
+        np.testing.assert_array_equal(source[7]["labels"], source[8]["labels"])
+    assert "label map" in caplog.text and "007.png" in caplog.text
+
+
+def test_maps_of_photographs_that_lie_on_their_side(tmp_path):
+    names = [f"train/{i:03d}.jpg" for i in range(150)] + ["val/0.jpg"]
+    write_pairs(tmp_path, names)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # Stored 12 x 8, shown 8 x 12.
+    for name in ("003", "005"):
+        Image.new("RGB", (12, 8)).save(tmp_path / "images" / "train" / f"{name}.jpg", exif=turned)
+    write_map(tmp_path / "annotations" / "train" / "003.png", np.ones((12, 8)))
+    write_map(tmp_path / "annotations" / "train" / "005.png", np.ones((8, 12)))
+    source = FolderSource(tmp_path, "train", 8, num_label_classes=5)
+    assert len(source) == 150
+    assert source[3]["image"].shape == (12, 8, 3) and source[3]["labels"].shape == (12, 8)
+    np.testing.assert_array_equal(source[5]["labels"], source[6]["labels"])  # Its own does not fit.
+
+
+def test_a_label_outside_of_the_classes_is_named(tmp_path):
+    write_pairs(tmp_path, ["train/0.png", "val/0.png"])
+    source = FolderSource(tmp_path, "train", 8, num_label_classes=4)
+    with pytest.raises(UserError, match=r"annotations/train/0\.png has the id 4.*classes=4 allows 0 to 3"):
+        source[0]
+    with pytest.raises(UserError, match="must be 0 to 256, got 257"):
+        FolderSource(tmp_path, "train", 8, num_label_classes=257)
+    write_images(tmp_path / "elsewhere", 3)
+    with pytest.raises(UserError, match=r"no folder of them.*images/.*labels/ or annotations/"):
+        FolderSource(tmp_path / "elsewhere", "train", 8, num_label_classes=4)
+
+
+def test_classes_are_the_sorted_sub_folders_in_both_splits(tmp_path):
+    for name in ("n02", "n01", "n10"):
+        write_images(tmp_path / "train" / name, 2)
+    write_images(tmp_path / "val" / "n10" / "deeper", 1)
+    (tmp_path / "train" / ".hidden").mkdir()
+    (tmp_path / "train" / "n11").mkdir()  # Without an image yet.
+    train, heldout = both(tmp_path, class_folders=True)
+    assert train.class_names == heldout.class_names == ("n01", "n02", "n10", "n11")
+    assert train.num_classes == heldout.num_classes == 4
+    assert [int(train[i]["class"]) for i in range(6)] == [0, 0, 1, 1, 2, 2]
+    assert heldout[0]["class"] == 2 and heldout[0]["class"].dtype == np.int32
+    assert both(tmp_path)[0].fingerprint != train.fingerprint and "class" not in both(tmp_path)[0][0]
+
+
+def test_classes_of_a_folder_that_is_split_by_hash(tmp_path):
+    for i, name in enumerate(("b", "a")):
+        for j in range(10):
+            write_image(tmp_path / name / f"{j}.png", i)
+    for source in both(tmp_path, class_folders=True):
+        assert source.class_names == ("a", "b")
+        assert all(source[i]["class"] == 1 - source[i]["image"][0, 0, 0] for i in range(len(source)))
+
+
+def test_images_outside_of_the_class_folders(tmp_path):
+    write_images(tmp_path / "train", 2)
+    write_images(tmp_path / "val" / "cats", 1)
+    with pytest.raises(UserError, match=r"class_folders=True needs one sub-folder a class.*train has none"):
+        FolderSource(tmp_path, "train", 8, class_folders=True)
+    (tmp_path / "train" / "dogs").mkdir()
+    with pytest.raises(UserError, match=r"2 images lie in none of the 1 sub-folders.*train/0000\.png"):
+        FolderSource(tmp_path, "train", 8, class_folders=True)
+    with pytest.raises(UserError, match=r"1 images lie in none.*val/cats/0000\.png"):
+        FolderSource(tmp_path, "heldout", 8, class_folders=True)

@@ -73,3 +73,24 @@ def test_bad_split_and_size(emoji_calls):
 
 def test_every_scheme_is_in_the_help():
     assert {spec.strip("'").partition(":")[0] for spec in sources.SOURCES_HELP} == set(sources.SOURCES)
+
+
+def test_label_classes_and_class_folders(tmp_path):
+    emoji = make_source("emoji", split="heldout", image_size=32, num_label_classes=25)
+    assert isinstance(emoji, Source) and emoji.num_label_classes == 25 and emoji.num_classes == 9
+    with pytest.raises(UserError, match=r"'emoji' has 25 label classes, not 151.*leave it at 0"):
+        make_source("emoji", split="heldout", image_size=32, num_label_classes=151)
+    with pytest.raises(UserError, match="'emoji-grounds' has no class folders"):
+        make_source("emoji-grounds", split="heldout", image_size=32, class_folders=True)
+    with pytest.raises(UserError, match="num_label_classes must be at least 0, got -1"):
+        make_source("emoji", split="heldout", image_size=32, num_label_classes=-1)
+    for folder in ("cats", "dogs"):
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        (tmp_path / "labels" / folder).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (8, 8)).save(tmp_path / "images" / folder / f"{i}.png")
+            Image.new("L", (8, 8), i).save(tmp_path / "labels" / folder / f"{i}.png")
+    wanted = dict(image_size=8, num_label_classes=3, class_folders=True)
+    source = make_source(f"folder:{tmp_path}", split="train", **wanted)
+    assert isinstance(source, Source) and source.has_labels and len(source) == 5
+    assert (source.num_label_classes, source.class_names) == (3, ("cats", "dogs"))

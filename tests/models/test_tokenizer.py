@@ -9,7 +9,7 @@ from regvq_jax.models.discriminator import PatchDiscriminator
 from regvq_jax.models.features import RandomFeatures
 from regvq_jax.models.layers import Downsample, Upsample, group_norm
 from regvq_jax.models.quantizer import Quantizer
-from regvq_jax.models.tokenizer import ImageTokenizer
+from regvq_jax.models.tokenizer import ImageTokenizer, encode_maps, one_hot_maps
 
 SMALL = dict(
     quantizer=Quantizer(codebook_size=16, code_dim=4),
@@ -61,6 +61,28 @@ def test_to_images_is_the_rest_of_decode(params):
     np.testing.assert_allclose(
         images, model.apply({"params": params}, quantized, method="decode"), rtol=1e-5, atol=1e-6
     )
+
+
+def test_label_maps_go_in_one_hot_and_come_out_as_logits():
+    fields = SMALL | dict(multipliers=(1, 1), attention_levels=(), middle_attention=False)
+    model = ImageTokenizer(**fields, out_channels=200, dtype=jnp.bfloat16)
+    labels = np.random.default_rng(0).integers(0, 200, (2, 4, 6), np.uint8)
+    maps = one_hot_maps(model, labels)
+    assert maps.shape == (2, 4, 6, 200) and maps.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(jnp.argmax(maps, -1), labels)
+    np.testing.assert_array_equal(maps.sum(-1), 1)
+    for other in (model, model.clone(architecture="maskgit")):
+        shapes = jax.eval_shape(other.init, jax.random.key(0), maps)["params"]
+        assert shapes["conv_out"]["kernel"].shape == (3, 3, 8, 200)
+        logits = jax.eval_shape(other.apply, {"params": shapes}, maps)
+        assert logits.shape == (2, 4, 6, 200) and logits.dtype == jnp.float32
+    params = jax.jit(model.init)(jax.random.key(0), maps)["params"]
+    assert params["encoder"]["conv_in"]["kernel"].shape == (3, 3, 200, 8)
+    encode = jax.jit(encode_maps, static_argnums=0)
+    codes = encode(model, params, labels)
+    assert codes.shape == (2, 2, 3) and codes.dtype == jnp.int32
+    np.testing.assert_array_equal(codes, model.apply({"params": params}, maps, method="encode"))
+    assert np.any(codes != encode(model, params, (labels + 1) % 200))
 
 
 def test_down_and_upsampling_halve_and_double():

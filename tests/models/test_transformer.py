@@ -1,11 +1,11 @@
-"""The transformer, the text encoder and the prior network: what may influence what, and dtypes."""
+"""The transformer and the text encoder: what may influence what, and dtypes."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from regvq_jax.models.prior import PriorNet
+from regvq_jax.models.attention import choose_implementation, grid_angles, rotate
 from regvq_jax.models.text import TextEncoder
 from regvq_jax.models.transformer import Transformer
 
@@ -13,7 +13,6 @@ GRID = (2, 3)
 N = 6
 DIM = 8
 PAD = 20
-TOKENS = jnp.array([[0, 1, 2, 5, 5, 3], [5, 5, 5, 5, 5, 5]])
 TEXT = jnp.array([[1, 7, 8, 2, PAD], [1, 9, 2, PAD, PAD]])
 
 
@@ -30,7 +29,7 @@ def random_params(net, *args):
 
 
 def make_transformer(**fields):
-    net = Transformer(grid=GRID, depth=2, num_heads=2, **fields)
+    net = Transformer(grid=GRID, dim=DIM, depth=2, num_heads=2, **fields)
     x = jax.random.normal(jax.random.key(1), (2, N, DIM))
     memory = jax.random.normal(jax.random.key(2), (2, 3, DIM))
     mask = jnp.array([[True, True, False], [True, False, False]])
@@ -41,30 +40,6 @@ def make_transformer(**fields):
 @pytest.fixture(scope="module")
 def bidirectional():
     return make_transformer()
-
-
-def make_prior(**fields):
-    net = PriorNet(
-        codebook_size=5,
-        grid=GRID,
-        dim=DIM,
-        depth=1,
-        num_heads=2,
-        text_length=6,
-        text_depth=1,
-        text_embed_dim=4,
-        text_vocab_size=PAD + 1,
-        text_pad_id=PAD,
-        **fields,
-    )
-    params = random_params(net, TOKENS, TEXT)
-    return net, params
-
-
-@pytest.fixture(scope="module")
-def prior():
-    net, params = make_prior()
-    return net, jax.jit(net.apply, static_argnames=("deterministic", "method")), params
 
 
 class TestTransformer:
@@ -115,9 +90,9 @@ class TestTransformer:
     def test_scan_over_layers_is_the_same_function(self, bidirectional):
         apply, params, x, memory, mask = bidirectional
         blocks = params["params"]["blocks"]
-        layers = jax.tree.map(lambda *x: jnp.stack(x), blocks["layer_0"], blocks["layer_1"])
+        layers = jax.tree.map(lambda *x: jnp.stack(x), blocks["layers_0"], blocks["layers_1"])
         stacked = {"layers": layers, "last_norm": blocks["last_norm"]}
-        scanned = Transformer(grid=GRID, depth=2, num_heads=2, scan_layers=True, dropout=0.5)
+        scanned = Transformer(grid=GRID, dim=DIM, depth=2, num_heads=2, scan_layers=True, dropout=0.5)
         expected = jax.eval_shape(scanned.init, jax.random.key(0), x, memory, mask)
         stacked = {"params": {**params["params"], "blocks": stacked}}
         assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, expected)
@@ -133,12 +108,59 @@ class TestTransformer:
         first, second = drop_some(jax.random.key(0)), drop_some(jax.random.key(1))
         assert jnp.isfinite(first).all() and jnp.any(first != second) and jnp.any(first != out)
 
+    @pytest.mark.parametrize("remat", ["full", "dots"])
+    def test_remat_is_the_same_gradient(self, remat):
+        nets = [Transformer(grid=GRID, dim=DIM, depth=2, num_heads=2, remat=r) for r in ("none", remat)]
+        x = jax.random.normal(jax.random.key(1), (2, N, DIM))
+        params = random_params(nets[0], x)
+        gradients = [jax.jit(jax.grad(lambda p, net=net: net.apply(p, x).var()))(params) for net in nets]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *gradients)
+
+    def test_the_noise_level_matters_and_starts_at_the_identity(self):
+        net = Transformer(grid=GRID, dim=DIM, depth=1, num_heads=2, modulated=True)
+        x, time = jnp.ones((2, N, DIM)), jnp.stack([jnp.zeros(DIM), jnp.ones(DIM)])
+        params = random_params(net, x, None, None, time)
+        out = net.apply(params, x, None, None, time)
+        assert (jnp.abs(out[0] - out[1]).max(-1) > 1e-3).all()
+        fresh = net.init(jax.random.key(0), x, None, None, time)
+        out = net.apply(fresh, x, None, None, time)
+        np.testing.assert_array_equal(out[0], out[1])
+
+    def test_cross_attention_reads_the_memory_and_nothing_masked(self):
+        apply, params, x, memory, mask = make_transformer(cross=True)
+        out = apply(params, x, memory, mask)
+        hidden = jnp.where(mask[..., None], memory, 1e3)
+        np.testing.assert_array_equal(apply(params, x, hidden, mask), out)
+        seen = memory.at[:, 0].multiply(-1.0)
+        assert (jnp.abs(apply(params, x, seen, mask) - out).max(-1) > 1e-4).all()
+
+    def test_rotary_positions_depend_on_differences_alone(self):
+        angles = grid_angles((3, 3), 8)
+        query, key = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
+
+        def product(i, j):
+            turned = (rotate(v, angles[k : k + 1]) for v, k in ((query, i), (key, j)))
+            return float(jnp.sum(next(turned) * next(turned)))
+
+        # One place right and one down, from three places.
+        products = [product(i, i + 4) for i in (0, 1, 3)]
+        np.testing.assert_allclose(products, products[0], rtol=1e-5)
+        assert abs(product(0, 1) - product(0, 3)) > 1e-3  # Rows are no columns.
+
+    def test_rotary_transformer_tells_places_apart(self):
+        net = Transformer(grid=GRID, dim=8, depth=1, num_heads=2, positions="rotary")
+        x = jax.random.normal(jax.random.key(1), (1, N, DIM))
+        params = random_params(net, x)
+        swapped = net.apply(params, x[:, ::-1])[:, ::-1]
+        assert jnp.abs(net.apply(params, x) - swapped).max() > 1e-3
+        assert "row_embedding" not in params["params"]
+
     def test_bad_shapes(self):
         x = jnp.zeros((1, N, DIM))
         with pytest.raises(ValueError, match="2x2 grid"):
-            random_params(Transformer(grid=(2, 2), depth=1, num_heads=2), x)
+            random_params(Transformer(grid=(2, 2), dim=DIM, depth=1, num_heads=2), x)
         with pytest.raises(ValueError, match="3 heads"):
-            random_params(Transformer(grid=GRID, depth=1, num_heads=3), x)
+            random_params(Transformer(grid=GRID, dim=DIM, depth=1, num_heads=3), x)
 
 
 class TestTextEncoder:
@@ -164,73 +186,16 @@ class TestTextEncoder:
             net.apply(params, jnp.zeros((1, 8), jnp.int32))
 
 
-class TestPriorNet:
-    def test_logits(self, prior):
-        net, apply, params = prior
-        logits = apply(params, TOKENS, TEXT)
-        assert logits.shape == (2, N, 5) and logits.dtype == jnp.float32
-        assert net.mask_id == 5
-        other = apply(params, TOKENS, TEXT.at[:, 1].set(11))
-        assert (jnp.abs(other - logits).max(-1) > 1e-4).all()
-
-    def test_padding_never_matters(self, prior):
-        _, apply, params = prior
-        longer = jnp.pad(TEXT, ((0, 0), (0, 1)), constant_values=PAD)
-        logits = apply(params, TOKENS, TEXT)
-        np.testing.assert_allclose(apply(params, TOKENS, longer), logits, atol=1e-5)
-
-    def test_dropped_and_empty_conditions_are_the_null(self, prior):
-        _, apply, params = prior
-        drop = jnp.array([True, False])
-        some = apply(params, TOKENS, TEXT, drop)
-        other_text = jnp.full_like(TEXT, 4).at[1].set(TEXT[1])
-        np.testing.assert_array_equal(apply(params, TOKENS, other_text, drop), some)
-        np.testing.assert_array_equal(some[1], apply(params, TOKENS, TEXT)[1])
-        empty = TEXT.at[0].set(PAD)
-        np.testing.assert_array_equal(apply(params, TOKENS, empty), some)
-        moved = {**params["params"], "null_memory": params["params"]["null_memory"][::-1]}
-        changed = apply({"params": moved}, TOKENS, TEXT, drop)
-        assert (jnp.abs(changed[0] - some[0]).max(-1) > 1e-4).all()
-        np.testing.assert_array_equal(changed[1], some[1])
-
-    def test_condition_then_predict_is_the_call(self, prior):
-        net, apply, params = prior
-        drop = jnp.array([False, True])
-        condition = apply(params, TEXT, drop, method="condition")
-        logits = apply(params, TOKENS, condition, method="predict")
-        np.testing.assert_allclose(logits, apply(params, TOKENS, TEXT, drop), atol=1e-6)
-        assert condition[1].sum(-1).tolist() == [4, 1]
-
-    def test_bfloat16_is_near_float32_with_finite_gradients_everywhere(self, prior):
-        _, apply, params = prior
-        net, _ = make_prior(dtype=jnp.bfloat16)
-        text = TEXT.at[1].set(PAD)
-
-        @jax.jit
-        def gradient_fn(params):
-            def loss(params):
-                logits = net.apply(params, TOKENS, text)
-                return jax.nn.log_softmax(logits)[..., 0].mean(), logits
-
-            return jax.grad(loss, has_aux=True)(params)
-
-        gradient, logits = gradient_fn(params)
-        for path, leaf in jax.tree.leaves_with_path(jax.device_get(gradient)):
-            assert leaf.dtype == np.float32, path
-            assert np.isfinite(leaf).all() and np.any(leaf), path
-        expected = apply(params, TOKENS, text)
-        assert logits.dtype == expected.dtype == jnp.float32
-        assert 0 < jnp.abs(logits - expected).max() < 0.05 * jnp.abs(expected).max()
-
-    def test_unconditional(self):
-        net = PriorNet(codebook_size=5, grid=GRID, dim=DIM, depth=1, num_heads=2)
-        params = jax.eval_shape(net.init, jax.random.key(0), TOKENS)
-        assert params["params"].keys() == {"token_embedding", "transformer", "to_logits"}
-        assert jax.eval_shape(net.apply, params, TOKENS).shape == (2, N, 5)
-        with pytest.raises(ValueError, match="takes no text"):
-            jax.eval_shape(net.apply, params, TOKENS, TEXT)
-
-    def test_missing_text(self, prior):
-        net, _, params = prior
-        with pytest.raises(ValueError, match="needs text"):
-            net.apply(params, TOKENS)
+def test_fused_attention_only_where_it_can_be(monkeypatch):
+    choose = choose_implementation
+    assert choose("auto", jnp.bfloat16, 64, 64, 64) == "xla"  # On a CPU.
+    assert choose("cudnn", jnp.float32, 1, 1, 4) == "cudnn"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert choose("auto", jnp.bfloat16, 64, 66, 64) == "cudnn"
+    for dtype, queries, keys, size in (
+        (jnp.float32, 64, 64, 64),
+        (jnp.bfloat16, 1, 64, 64),
+        (jnp.bfloat16, 64, 63, 64),
+        (jnp.bfloat16, 64, 64, 12),
+    ):
+        assert choose("auto", dtype, queries, keys, size) == "xla"

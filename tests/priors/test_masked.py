@@ -1,5 +1,7 @@
 """The masked prior: corruption counts, the loss by hand, and the sampler's promises."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,8 @@ import optax
 import pytest
 
 from regvq_jax.priors import masked
-from regvq_jax.priors.schedules import cosine, linear
+from regvq_jax.priors.guidance import RAMPS, guided
+from regvq_jax.priors.schedules import arccos, cosine, halton_order, linear
 
 K = 7
 MASK = K
@@ -22,11 +25,11 @@ def random_logits_fn(seed=0, num_codes=K):
     table = np.random.default_rng(seed).standard_normal((MASK + 1, num_codes))
     table = jnp.asarray(table, jnp.float32)
 
-    def tokens_to_logits(tokens):
+    def logits_fn(tokens, time):
         embedded = table[tokens]
         return embedded + jnp.cos(3 * embedded.sum(1, keepdims=True))
 
-    return tokens_to_logits
+    return logits_fn
 
 
 @jax.jit
@@ -106,11 +109,11 @@ class TestSample:
     def trajectory(self, tokens, steps, schedule_fn=cosine, **options):
         """Returns the tokens before each step, int [steps, B, N], and the result."""
         seen = []
-        tokens_to_logits = random_logits_fn()
+        logits_fn = random_logits_fn()
 
-        def recording(tokens):
+        def recording(tokens, time):
             jax.debug.callback(lambda x: seen.append(np.asarray(x)), tokens, ordered=True)
-            return tokens_to_logits(tokens)
+            return logits_fn(tokens, time)
 
         result = masked.sample(
             row_keys(0, tokens.shape[0]),
@@ -154,7 +157,7 @@ class TestSample:
         logits = 100.0 * np.eye(K, dtype=np.float32)[known]
         result = masked.sample(
             row_keys(0, 4),
-            lambda tokens: jnp.asarray(logits),
+            lambda tokens, time: jnp.asarray(logits),
             jnp.full((4, 12), MASK),
             mask_id=MASK,
             steps=3,
@@ -167,13 +170,13 @@ class TestSample:
         sharpness = jnp.array([[1.0, 8.0, 4.0, 2.0]])
         order = []
 
-        def tokens_to_logits(tokens):
+        def logits_fn(tokens, time):
             jax.debug.callback(lambda x: order.append(np.asarray(x[0])), tokens, ordered=True)
             return sharpness[..., None] * jax.nn.one_hot(jnp.zeros_like(tokens), K)
 
         masked.sample(
             row_keys(0, 1),
-            tokens_to_logits,
+            logits_fn,
             jnp.full((1, 4), MASK),
             mask_id=MASK,
             steps=4,
@@ -209,7 +212,7 @@ class TestSample:
         def draw(temperature):
             return masked.sample(
                 row_keys(1, 1),
-                lambda tokens: jnp.broadcast_to(jnp.log(shares), (*tokens.shape, 3)),
+                lambda tokens, time: jnp.broadcast_to(jnp.log(shares), (*tokens.shape, 3)),
                 jnp.full((1, 8000), 3),
                 mask_id=3,
                 steps=1,
@@ -223,6 +226,107 @@ class TestSample:
             np.testing.assert_allclose(drawn, expected / expected.sum(), atol=0.02)
         assert (draw(0.0) == 0).all()
 
+    @pytest.mark.parametrize("steps", [8, 64])
+    def test_halton_order_on_schedule_and_around_given_tokens(self, steps):
+        """The given half is kept; the other fills along the sequence, as many as the schedule says."""
+        order = halton_order((8, 8))
+        start = jnp.full((2, 64), MASK).at[1, :32].set(3)
+        seen, result = self.trajectory(start, steps, arccos, order=order)
+        states = np.concatenate([seen, result[None]])
+        assert (result < K).all() and (result[1, :32] == 3).all()
+        for before, after in zip(states, states[1:], strict=False):
+            for row in range(2):
+                filled = before[row] != after[row]
+                np.testing.assert_array_equal(before[row][filled], MASK)
+                still_masked = after[row] == MASK
+                if filled.any() and still_masked.any():
+                    assert order[filled].max() < order[still_masked].min()
+        left = (states == MASK).sum(-1)
+        assert left[0].tolist() == [64, 32] and left[-1].tolist() == [0, 0]
+        if steps == 8:
+            expected = [np.round(np.arccos(i / 8) * 2 / np.pi * 64) for i in range(9)]
+            assert left[:, 0].tolist() == expected
+
+    @pytest.mark.parametrize("order", [None, halton_order((4, 6))])
+    def test_a_hole_is_filled_from_what_surrounds_it(self, order):
+        """Inpainting: a network that knows its neighbour's successor continues the given frame."""
+        picture = (np.arange(24) % K)[None]
+        hole = (np.arange(24) // 6 % 3 > 0) & (np.arange(24) % 6 > 1)
+
+        def logits_fn(tokens, time):
+            left = jnp.roll(tokens, 1, 1)
+            known = jax.nn.one_hot((left + 1) % K, K) * 30.0
+            # Unsure where the neighbour is masked, so that confidence waits for it.
+            return jnp.where((left == MASK)[..., None], 0.0, known)
+
+        result = masked.sample(
+            row_keys(0, 1),
+            logits_fn,
+            jnp.where(hole, MASK, picture),
+            mask_id=MASK,
+            steps=24,
+            schedule_fn=linear,
+            choice_temperature=0.0,
+            order=order,
+        )
+        np.testing.assert_array_equal(result[0, ~hole], picture[0, ~hole])
+        assert (result < K).all()
+        if order is None:
+            np.testing.assert_array_equal(result, picture)
+
+    def test_an_order_for_each_row(self):
+        orders = np.stack([np.arange(9), np.arange(9)[::-1]])
+        seen, _ = self.trajectory(jnp.full((2, 9), MASK), 3, linear, order=orders)
+        assert (seen[1] != MASK).tolist() == [[True] * 3 + [False] * 6, [False] * 6 + [True] * 3]
+
+    def test_time_is_the_share_of_steps_to_do(self):
+        times = []
+
+        def logits_fn(tokens, time):
+            jax.debug.callback(lambda x: times.append(x.tolist()), time, ordered=True)
+            return jnp.zeros((*tokens.shape, K))
+
+        masked.sample(
+            row_keys(0, 2), logits_fn, jnp.full((2, 4), MASK), mask_id=MASK, steps=4, schedule_fn=cosine
+        )
+        jax.effects_barrier()
+        assert times == [[1.0, 1.0], [0.75, 0.75], [0.5, 0.5], [0.25, 0.25]]
+
+    def test_filters_bound_what_is_drawn(self):
+        logits = jnp.broadcast_to(jnp.log(jnp.array([0.1, 0.4, 0.2, 0.3])), (2, 500, 4))
+
+        # Of the three likeliest, 0.4 and 0.3 of 0.9 hold more than 0.75; of all four they hold less.
+        codes = masked.sample(
+            row_keys(0, 2),
+            lambda tokens, time: logits,
+            jnp.full((2, 500), 4),
+            mask_id=4,
+            steps=2,
+            schedule_fn=cosine,
+            top_k=3,
+            top_p=0.75,
+        )
+        assert np.unique(codes).tolist() == [1, 3]
+
+    def test_a_guidance_ramp_reaches_the_sampler(self):
+        """One step is at ratio 0, hence conditional, however large the scale; later steps are guided."""
+        condition, null = jnp.log(jnp.array([[0.5, 0.3, 0.2]])), jnp.zeros((1, 3))
+
+        def network(tokens, condition, time):
+            return jnp.broadcast_to(condition[:, None], (*tokens.shape, 3))
+
+        def shares(scale, steps):
+            logits_fn = guided(network, condition, null, scale, RAMPS["linear"])
+            options = {"mask_id": 3, "steps": steps, "schedule_fn": linear, "choice_temperature": 1e6}
+            result = masked.sample(row_keys(0, 1), logits_fn, jnp.full((1, 4000), 3), **options)
+            return np.bincount(result[0], minlength=3) / 4000
+
+        np.testing.assert_allclose(shares(50.0, 1), [0.5, 0.3, 0.2], atol=0.03)
+        # A thousand tokens at each of the ratios 0, 1/4, 1/2, 3/4: scales 1, 2, 3, 4.
+        powers = np.array([0.5, 0.3, 0.2]) ** np.arange(1, 5)[:, None]
+        expected = (powers / powers.sum(-1, keepdims=True)).mean(0)
+        np.testing.assert_allclose(shares(5.0, 4), expected, atol=0.03)
+
     def test_bad_arguments(self):
         start = jnp.full((2, 4), MASK)
         options = {"mask_id": MASK, "schedule_fn": cosine}
@@ -230,9 +334,120 @@ class TestSample:
             masked.sample(row_keys(0, 3), random_logits_fn(), start, steps=2, **options)
         with pytest.raises(ValueError, match="at least 1"):
             masked.sample(row_keys(0, 2), random_logits_fn(), start, steps=0, **options)
+        with pytest.raises(ValueError, match="top_k"):
+            masked.sample(row_keys(0, 2), random_logits_fn(), start, steps=2, top_k=K + 1, **options)
         with pytest.raises(ValueError, match="mask id 7"):
             wide = random_logits_fn(num_codes=K + 1)
             masked.sample(row_keys(0, 2), wide, start, steps=2, **options)
+
+
+@pytest.mark.parametrize("order", [None, np.array([2, 0, 1])])
+def test_a_perfect_network_gives_back_its_distribution(toy, order):
+    """One token a step, in a random or any fixed order, draws each code from its exact conditional."""
+
+    @jax.jit
+    def draw(keys):
+        return masked.sample(
+            keys,
+            lambda tokens, time: toy.logits(tokens),
+            jnp.full((8192, 3), toy.special_id),
+            mask_id=toy.special_id,
+            steps=3,
+            schedule_fn=linear,
+            choice_temperature=1e6,
+            order=order,
+        )
+
+    assert toy.distance(draw(row_keys(0, 8192))) < 0.05
+
+
+class TestBound:
+    def exact(self, logits_fn, tokens, num_codes):
+        """The bound by enumeration of every n and every set of n positions, for one row."""
+        num_tokens = len(tokens)
+        total = 0.0
+        for count in range(1, num_tokens + 1):
+            sets = list(itertools.combinations(range(num_tokens), count))
+            for masked_set in sets:
+                hidden = np.array(tokens)
+                hidden[list(masked_set)] = num_codes
+                logits = logits_fn(jnp.asarray(hidden)[None], jnp.array([count / num_tokens]))[0]
+                log_probs = np.asarray(jax.nn.log_softmax(logits), np.float64)
+                missed = sum(-log_probs[i, tokens[i]] for i in masked_set)
+                total += missed / count / len(sets)  # N / n, and n is each of 1..N with probability 1 / N.
+        return total
+
+    def true_nats(self, logits_fn, tokens, num_codes):
+        """-log p(tokens) of the mixture over all orders."""
+        probabilities = []
+        for order in itertools.permutations(range(len(tokens))):
+            hidden, log_p = np.full(len(tokens), num_codes), 0.0
+            for done, i in enumerate(order):
+                time = jnp.array([1 - done / len(tokens)])
+                log_p += jax.nn.log_softmax(logits_fn(jnp.asarray(hidden)[None], time)[0])[i, tokens[i]]
+                hidden[i] = tokens[i]
+            probabilities.append(np.exp(log_p))
+        return -np.log(np.mean(probabilities))
+
+    def test_a_perfect_network_is_at_its_likelihood(self, toy):
+        """All orders then agree, and the bound is tight: its expectation is -log p(x)."""
+        index = 5
+        tokens = jnp.tile(jnp.asarray(toy.states[index], jnp.int32), (6000, 1))
+        estimates = masked.bound(
+            jax.random.key(0), lambda tokens, time: toy.logits(tokens), tokens, mask_id=toy.special_id
+        )
+        assert estimates.shape == (6000,) and estimates.dtype == jnp.float32
+        assert estimates.mean() == pytest.approx(-np.log(toy.joint[index]), abs=0.05)
+
+    def test_expectation_of_an_inconsistent_network_by_enumeration(self):
+        """A network that also reads the time, whose orders disagree: above the likelihood, and unbiased."""
+        table = jnp.asarray(np.random.default_rng(1).standard_normal((3, 3, 3, 3, 2)) * 2)
+
+        def logits_fn(tokens, time):
+            seen = table[tokens[:, 0], tokens[:, 1], tokens[:, 2]]
+            return seen * (0.5 + time[:, None, None])
+
+        for tokens in ([0, 1, 1], [1, 0, 0]):
+            expected = self.exact(logits_fn, tokens, 2)
+            assert expected > self.true_nats(logits_fn, tokens, 2) + 0.01
+            rows = jnp.tile(jnp.array(tokens, jnp.int32), (3000, 1))
+            estimates = masked.bound(jax.random.key(3), logits_fn, rows, mask_id=2, draws=2)
+            error = estimates.std() / np.sqrt(3000)
+            assert abs(estimates.mean() - expected) < 4 * error < 0.05 * expected
+
+    @pytest.mark.parametrize("rows, draws", [(12, 1), (4, 3), (1, 6)])
+    def test_counts_are_spread_evenly(self, rows, draws):
+        """Each of 1..6 is drawn equally often, and any row can get any of them."""
+        counts = []
+
+        def logits_fn(tokens, time):
+            jax.debug.callback(lambda *x: counts.append([np.asarray(a) for a in x]), tokens, time)
+            return jnp.zeros((*tokens.shape, K))
+
+        value = masked.bound(
+            jax.random.key(rows), logits_fn, jnp.zeros((rows, 6), jnp.int32), mask_id=MASK, draws=draws
+        )
+        jax.effects_barrier()
+        np.testing.assert_allclose(value, 6 * np.log(K), rtol=1e-6)
+        hidden = np.stack([(tokens == MASK).sum(-1) for tokens, _ in counts])
+        np.testing.assert_allclose(hidden / 6, np.stack([time for _, time in counts]), rtol=1e-6)
+        np.testing.assert_array_equal(np.bincount(hidden.ravel(), minlength=7)[1:], rows * draws // 6)
+        if draws == 6:  # Draws of one row choose their sets apart: these are not nested.
+            sets = sorted((set(np.flatnonzero(tokens[0] == MASK)) for tokens, _ in counts), key=len)
+            assert not all(small <= large for small, large in itertools.pairwise(sets))
+
+    def test_a_row_draws_each_count_equally_often(self):
+        def count_of_first_row(key):
+            def logits_fn(tokens, time):  # Exactly n nats a masked token, so the estimate is N * n.
+                nats = time[:, None] * 6
+                return jnp.stack([-nats, jnp.log1p(-jnp.exp(-nats))], -1) + jnp.zeros((2, 6, 1))
+
+            tokens = jnp.zeros((2, 6), jnp.int32)
+            return masked.bound(key, logits_fn, tokens, mask_id=2)[0] / 6
+
+        counts = jax.jit(jax.vmap(count_of_first_row))(jax.random.split(jax.random.key(0), 6000))
+        shares = np.bincount(np.round(counts).astype(int), minlength=7)[1:] / 6000
+        np.testing.assert_allclose(shares, 1 / 6, atol=0.02)
 
 
 def test_a_toy_distribution_is_learned_and_sampled_back():
@@ -280,7 +495,7 @@ def test_a_toy_distribution_is_learned_and_sampled_back():
     count = 8000
     result = masked.sample(
         row_keys(1, count),
-        lambda tokens: network(params, tokens),
+        lambda tokens, time: network(params, tokens),
         jnp.full((count, num_tokens), 2),
         mask_id=2,
         steps=num_tokens,

@@ -131,3 +131,16 @@ def read_pack(directory: str | os.PathLike, size: int) -> EmojiPack:
 def load_pack(size: int) -> EmojiPack:
     """The packaged emoji at 64 or 128 px, read once per process; see `read_pack`."""
     return read_pack(pathlib.Path(__file__).parent, size)
+
+
+@functools.cache
+def group_names() -> tuple[str, ...]:
+    """The groups of the pictures, sorted: the classes of the sources of single pictures."""
+    return tuple(sorted({entry.group for entry in load_pack(SIZES[0]).entries}))
+
+
+@functools.cache
+def group_ids() -> tuple[int, ...]:
+    """For each of the 1,570 pictures, the index of its group in `group_names`."""
+    ids = {name: i for i, name in enumerate(group_names())}
+    return tuple(ids[entry.group] for entry in load_pack(SIZES[0]).entries)

@@ -12,7 +12,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from regvq_jax.data.captions import caption_fields
-from regvq_jax.data.emoji import SIZES, SPLITS, EmojiEntry, captions, check_split, drawing, load_pack
+from regvq_jax.data.emoji import (
+    NUM_CLASSES,
+    SIZES,
+    SPLITS,
+    EmojiEntry,
+    captions,
+    check_split,
+    drawing,
+    group_ids,
+    group_names,
+    load_pack,
+)
+from regvq_jax.data.emoji.dice import Dice
 from regvq_jax.errors import UserError
 
 # Named grounds: light, or very dark, so that the full colours of the emoji stand out from them.
@@ -97,31 +109,6 @@ def _centred(
     return image, labels, pack.entries[picture]
 
 
-class _Dice:
-    """A fixed stream of draws; one call for all of them, since numpy's are slow one by one."""
-
-    def __init__(self, seed: Sequence[int]) -> None:
-        self._draws = iter(np.random.default_rng(seed).random(32).tolist())
-
-    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        """A float from low to high."""
-        return low + (high - low) * next(self._draws)
-
-    def below(self, bound: int) -> int:
-        """An integer from 0 to bound - 1."""
-        return int(next(self._draws) * bound)
-
-    def distinct(self, bound: int, count: int) -> list[int]:
-        """Different integers from 0 to bound - 1, in random order."""
-        drawn: list[int] = []
-        for taken in range(count):
-            number = self.below(bound - taken)
-            for earlier in sorted(drawn):
-                number += number >= earlier
-            drawn.append(number)
-        return drawn
-
-
 @dataclasses.dataclass(frozen=True)
 class _EmojiSource:
     """What the sources of this module share.
@@ -139,6 +126,18 @@ class _EmojiSource:
 
     has_text = True
     has_labels = True
+    num_label_classes = NUM_CLASSES
+    _is_single = False
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The groups of the pictures, sorted; () where an image may show several pictures."""
+        return group_names() if self._is_single else ()
+
+    @property
+    def num_classes(self) -> int:
+        """How many groups these are."""
+        return len(self.class_names)
 
     def __post_init__(self) -> None:
         _check(self.split, self.image_size)
@@ -159,17 +158,18 @@ class EmojiPictures(_EmojiSource):
     """
 
     name = "emoji"
+    _is_single = True
 
     def __len__(self) -> int:
         return len(_members(self.split))
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
-        """Element {'image': uint8 [S, S, 3], 'text': str, 'labels': uint8 [S, S]}."""
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | str | np.int32]:
+        """Element {'image': uint8 [S, S, 3], 'text': str, 'labels': uint8 [S, S], 'class': int32 []}."""
         picture = _members(self.split)[index]
         image, labels, entry = _centred(self.image_size, picture, GROUNDS["white"])
         tags = captions.new_tags(entry.caption, entry.tags)[:_NUM_TAGS]
         text = ", ".join([captions.plain_label(entry.caption), *tags])
-        return {"image": image, "text": text, "labels": labels}
+        return {"image": image, "text": text, "labels": labels, "class": np.int32(group_ids()[picture])}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,12 +183,13 @@ class EmojiGrounds(_EmojiSource):
     """
 
     name = "emoji-grounds"
+    _is_single = True
 
     def __len__(self) -> int:
         return len(_members(self.split)) * len(GROUNDS)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray | str | tuple[str, ...]]:
-        """Element {'image': uint8 [S, S, 3], 'text': str, 'texts': 2 str, 'labels': uint8 [S, S]}."""
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | str | tuple[str, ...] | np.int32]:
+        """Element as of `EmojiPictures`, and 'texts': 2 str."""
         members = _members(self.split)
         turn, member = divmod(range(len(self))[index], len(members))
         # Neighbours differ in both picture and ground, which makes for better sheets.
@@ -198,7 +199,8 @@ class EmojiGrounds(_EmojiSource):
         tags = captions.new_tags(entry.caption, entry.tags)[:3]
         where = f"on {captions.with_article(_GROUND_NAMES[ground])} background"
         texts = (f"{phrase} {where}", f"{', '.join([phrase, *tags])}, {where}")
-        return {"image": image, "labels": labels, **caption_fields(texts, index)}
+        element = {"image": image, "labels": labels, "class": np.int32(group_ids()[picture])}
+        return element | caption_fields(texts, index)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +247,7 @@ class EmojiScenes(_EmojiSource):
     def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
         """Element {'image': uint8 [S, S, 3], 'text': str, 'labels': uint8 [S, S]}."""
         index = range(self.num_scenes)[index]  # bounds and negative indices as in a list
-        dice = _Dice((SPLITS.index(self.split), index))
+        dice = Dice((SPLITS.index(self.split), index))
         pack_size = _pack_size(self.image_size)
         pack = load_pack(pack_size)
         # Halving odds: 1/2, 1/4, ..., and the last takes the rest.
@@ -268,7 +270,7 @@ class EmojiScenes(_EmojiSource):
             text = ", ".join([text, *(tags[i] for i in chosen)]) + ("," if chosen else "")
         return {"image": image, "text": f"{text} on {ground}", "labels": labels}
 
-    def _ground(self, dice: _Dice) -> tuple[np.ndarray, str]:
+    def _ground(self, dice: Dice) -> tuple[np.ndarray, str]:
         """Draws a plain (2 of 3) or two-colour ground: (uint8 [S, S, 3], its words)."""
         size = self.image_size
         first, second = dice.distinct(len(GROUNDS), 2)
@@ -285,7 +287,7 @@ class EmojiScenes(_EmojiSource):
         return image, captions.with_article(fade)
 
     def _place(
-        self, dice: _Dice, cell: Sequence[float], box: Sequence[int], count: int
+        self, dice: Dice, cell: Sequence[float], box: Sequence[int], count: int
     ) -> tuple[int, int, int, int]:
         """Draws size and position of an object within its cell: left, top, width, height."""
         left, top, right, bottom = (

@@ -38,7 +38,7 @@ def test_elements_keep_the_contract(source_class, image_size):
         assert element["image"].shape == (image_size, image_size, 3)
         assert element["labels"].shape == (image_size, image_size)
         assert element["image"].dtype == element["labels"].dtype == np.uint8
-        assert element["labels"].max() in range(1, 25)
+        assert element["labels"].max() in range(1, 25) and source.num_label_classes == 25
         assert isinstance(element["text"], str) and element["text"].strip() == element["text"]
 
 
@@ -215,3 +215,19 @@ def test_every_picture_stands_on_every_ground():
     assert len({element["text"] for element in elements}) == 10
     assert train.fingerprint != heldout.fingerprint
     assert len({heldout[i]["text"] for i in range(1570)}) == 1570
+
+
+def test_classes_are_the_groups_of_single_pictures():
+    pack = load_pack(64)
+    for source_class in (EmojiPictures, EmojiGrounds):
+        train, heldout = (source_class(split, 8) for split in ("train", "heldout"))
+        assert train.class_names == heldout.class_names and train.num_classes == 9
+        assert train.class_names[:3] == ("activities", "animals-nature", "flags")
+        for source in (train, heldout):
+            members = pack.indices(source.split)
+            for index in range(0, 150, 7):
+                element, entry = source[index], pack.entries[members[index]]
+                assert element["class"].dtype == np.int32
+                assert source.class_names[element["class"]] == entry.group
+    scenes = EmojiScenes("train", 8, 1)
+    assert scenes.num_classes == 0 and scenes.class_names == () and "class" not in scenes[0]
