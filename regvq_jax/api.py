@@ -173,6 +173,8 @@ class Prior:
         """
         inputs, rows = self._inputs(text, classes, labels, num_images)
         if guidance is not None:
+            if inputs is None:
+                raise UserError("This prior was trained without a condition: there is nothing to guide to.")
             settings["guidance"] = float(guidance)
         chosen = build_prior.sample_settings(self._config, **settings, captions=())
         build_prior.check_sampling(chosen, self._trained.prior, self._trained.model.codebook_size)

@@ -93,7 +93,9 @@ def draw_tokens(
     if tokens is None:
         tokens = jnp.full((rows, model.num_tokens), model.special_id, jnp.int32)
     encoded = null = Encoded()
-    if inputs is not None:
+    if inputs is None:
+        settings = dataclasses.replace(settings, guidance=1.0)  # There is nothing to be guided to.
+    else:
         embedded = condition.embed(frozen, inputs)
         encode = lambda drop: model.apply(
             {"params": params}, embedded, jnp.full((rows,), drop), method="encode_condition"
