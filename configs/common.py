@@ -52,7 +52,10 @@ def set_map_tokens(config: ConfigDict, **model) -> None:
     config.stages = ("tokenizer", "map_tokenizer", "tokens", "prior", "report")
     config.map_tokenizer = dict(
         model=config.model.to_dict() | model,
-        quantizer=quantizer(codebook_size=128, code_dim=config.quantizer.code_dim, logits="distance"),
+        # Fewer sampled places and a larger rate than for images: so maps of emoji were rebuilt best.
+        quantizer=quantizer(
+            codebook_size=128, code_dim=config.quantizer.code_dim, logits="distance", mask_ratio=0.1
+        ),
         loss=dataclasses.asdict(MapLossSettings()),
         optim=config.optim.to_dict(),
         train=config.train.to_dict(),

@@ -30,6 +30,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.prior.condition = condition
     if condition == "map" and choice.map_tokens:
         common.set_map_tokens(config)
+        if choice.small:
+            config.map_tokenizer.optim.lr = 3e-3
     common.set_prior(config, prior, **prior_options(prior, choice))
     if choice.small:
         config.prior.model.update(dim=128, depth=4, num_heads=4)

@@ -22,6 +22,7 @@ from regvq_jax.settings import choose, from_config
 from regvq_jax.token_stage import Encoder, TokenSettings, best_codes, cache_tokens
 from regvq_jax.trained import FACTS_NAME, load_map_tokenizer, load_tokenizer
 from regvq_jax.trainers import build, build_prior
+from regvq_jax.workdir import PRIOR_GROUPS, check_groups
 
 PyTree = Any
 log = logging.getLogger("regvq_jax")
@@ -76,6 +77,7 @@ def run_map_tokenizer(config, workdir, mesh, profile_steps) -> None:
 def run_tokens(config, workdir, mesh, profile_steps) -> None:
     """Encodes the train and held-out images once, with best-matching codes, into workdir/tokens."""
     del mesh, profile_steps
+    check_groups(config, "The config", PRIOR_GROUPS)
     if config.prior.from_images:
         log.info("prior.from_images: there are no tokens to write, the prior's training encodes images")
         return
@@ -116,6 +118,7 @@ def make_encoder(encode_fn: Callable, model: ImageTokenizer, params: PyTree) -> 
 
 def run_prior(config, workdir, mesh, profile_steps) -> None:
     """Stage two: tokens to a prior in workdir/prior."""
+    check_groups(config, "The config", PRIOR_GROUPS)
     require_tokenizer(config, workdir)
     directory = workdir / "prior"
 

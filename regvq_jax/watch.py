@@ -72,10 +72,12 @@ class UsageWatch:
     Attributes:
         history: (step, usage in [0, 1]) of the evaluations before a restart, from `usage_history`.
         tolerance: share of the best usage that may be lost without a warning.
+        tag: of the usage among an evaluation's numbers.
     """
 
     history: dataclasses.InitVar[Sequence[tuple[int, float]]] = ()
     tolerance: float = 0.1
+    tag: str = USAGE
     _best: tuple[int, float] = dataclasses.field(default=(0, 0.0), init=False)
     _fallen: bool = dataclasses.field(default=False, init=False)
 
@@ -88,17 +90,17 @@ class UsageWatch:
 
         Args:
             step: finished steps.
-            metrics: the evaluation's numbers; without "codebook/usage" nothing happens.
+            metrics: the evaluation's numbers; without `tag` nothing happens.
         """
-        if USAGE not in metrics:
+        if self.tag not in metrics:
             return
-        had_fallen = self._fallen
-        self._update(step, metrics[USAGE])
+        had_fallen, usage = self._fallen, metrics[self.tag]
+        self._update(step, usage)
         if self._fallen and not had_fallen:
             best_step, best = self._best
             log.warning(
                 f"the usage of the codebook has fallen from {best:.1%} at step {best_step} to "
-                f"{metrics[USAGE]:.1%} at step {step}; raise loss.prior_kl_weight, lower optim.lr, or take "
+                f"{usage:.1%} at step {step}; raise loss.prior_kl_weight, lower optim.lr, or take "
                 "the best checkpoint."
             )
 
@@ -108,14 +110,15 @@ class UsageWatch:
         self._fallen = usage < (1.0 - self.tolerance) * self._best[1]
 
 
-def usage_history(path: Path) -> list[tuple[int, float]]:
+def usage_history(path: Path, tag: str = USAGE) -> list[tuple[int, float]]:
     """The codebook's usage at every evaluation that a stage's metrics.jsonl holds.
 
     Args:
         path: of the metrics.jsonl; none is there before the first run.
+        tag: of the usage.
 
     Returns:
         (step, usage in [0, 1]), in the order of the lines.
     """
     lines = read_jsonl(path) if path.exists() else []
-    return [(line["step"], line[USAGE]) for line in lines if USAGE in line]
+    return [(line["step"], line[tag]) for line in lines if tag in line]

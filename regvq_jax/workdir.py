@@ -19,16 +19,23 @@ FREE_FIELDS = (
     "loss.discriminator_patience_steps",
 )
 
-# What every run needs; the groups of stage two are looked for where it begins.
+# What every run needs; those of stage two are looked for where it begins.
 GROUPS = (
     *("seed", "stages", "mesh", "tokenizer", "data", "model", "discriminator", "features"),
     *("quantizer", "loss", "optim", "train", "evals"),
 )
+PRIOR_GROUPS = ("tokens", "prior", "sample")
+PRIOR_FIELDS = (
+    *("name", "condition", "condition_drop", "from_images"),
+    *("text", "model", "optim", "train", "evals"),
+)
 
 
-def check_groups(config: ConfigDict, where: str) -> None:
-    """Raises UserError unless `config`, from `where`, has every group in `GROUPS`."""
-    missing = [name for name in GROUPS if name not in config]
+def check_groups(config: ConfigDict, where: str, names: tuple[str, ...] = GROUPS) -> None:
+    """Raises UserError unless `config`, from `where`, has every group of `names`."""
+    missing = [name for name in names if name not in config]
+    if "prior" in names and "prior" in config:
+        missing += [f"prior.{name}" for name in PRIOR_FIELDS if name not in config.prior]
     if missing:
         raise UserError(
             f"{where} has no config.{', config.'.join(missing)}: it was written for another version of "

@@ -84,7 +84,12 @@ def infer_fields(state: Mapping[str, np.ndarray], names: Names) -> dict[str, Any
         UserError: this is not such a network, or the widths of its levels are no multiples of the first.
     """
     first_convolution = f"{names.encoder_residual}.{names.residual['conv_1']}.weight"
-    for name in ("encoder.conv_in.weight", first_convolution.format(level=0, i=0), "encoder.conv_out.weight"):
+    for name in (
+        "encoder.conv_in.weight",
+        first_convolution.format(level=0, i=0),
+        "encoder.conv_out.weight",
+        "decoder.conv_out.weight",
+    ):
         if name not in state:
             raise UserError(
                 f"The checkpoint has no tensor {name}, so it is not a VQ-GAN of this format; it begins with "
@@ -110,6 +115,7 @@ def infer_fields(state: Mapping[str, np.ndarray], names: Names) -> dict[str, Any
             level for level in range(len(widths)) if attention.format(level=level, i=0) in state
         ),
         latent_channels=state["encoder.conv_out.weight"].shape[0],
+        out_channels=state["decoder.conv_out.weight"].shape[0],
     )
 
 

@@ -57,6 +57,8 @@ def make_image_tokenizer(config: ConfigDict) -> ImageTokenizer:
     """
     quantizer = quantizer_settings(config).make_module()
     choose(ARCHITECTURES, config.model.architecture, "model.architecture")
+    if "out_channels" in config.model:
+        raise UserError("config.model.out_channels is not to be set: images have 3, maps one for each class.")
     model = make_module(ImageTokenizer, dict(config.model) | {"quantizer": quantizer}, "model")
     if config.data.image_size % model.downsampling:
         raise UserError(
@@ -184,6 +186,16 @@ def make_feature_networks(
     return features, lpips, frozen
 
 
+def check_whole_batch(quantizer: QuantizerSettings, train: TrainSettings, group: str) -> None:
+    """Raises UserError where a moving-average codebook would see slices of a batch; `group` ends in a dot."""
+    if quantizer.ema_decay and train.accumulation_slices > 1:
+        raise UserError(
+            f"config.{group}quantizer.ema_decay needs the whole batch at once: set "
+            f"{group}train.accumulation_slices=1 instead of {train.accumulation_slices}, or learn the "
+            "codebook by loss.codebook_weight with ema_decay=0."
+        )
+
+
 def make_tokenizer_trainer(config: ConfigDict) -> TokenizerTrainer:
     """Stage one as `config` describes it.
 
@@ -195,12 +207,7 @@ def make_tokenizer_trainer(config: ConfigDict) -> TokenizerTrainer:
     loss = from_config(LossSettings, config.loss, "loss")
     quantizer = quantizer_settings(config)
     check_terms(quantizer, loss)
-    if quantizer.ema_decay and train.accumulation_slices > 1:
-        raise UserError(
-            "config.quantizer.ema_decay needs the whole batch at once: set train.accumulation_slices=1 "
-            f"instead of {train.accumulation_slices}, or learn the codebook by loss.codebook_weight with "
-            "ema_decay=0."
-        )
+    check_whole_batch(quantizer, train, "")
     optim = from_config(OptimSettings, config.optim, "optim")
     model = make_image_tokenizer(config)
     features, lpips, frozen = make_feature_networks(config, loss)
@@ -274,10 +281,14 @@ def make_map_tokenizer_trainer(config: ConfigDict) -> MapTokenizerTrainer:
     group = config.map_tokenizer
     train = from_config(TrainSettings, group.train, "map_tokenizer.train")
     optim = from_config(OptimSettings, group.optim, "map_tokenizer.optim")
+    quantizer = from_config(QuantizerSettings, group.quantizer, "map_tokenizer.quantizer")
+    loss = from_config(MapLossSettings, group.loss, "map_tokenizer.loss")
+    check_terms(quantizer, loss)
+    check_whole_batch(quantizer, train, "map_tokenizer.")
     return MapTokenizerTrainer(
         model=model,
-        quantizer=from_config(QuantizerSettings, group.quantizer, "map_tokenizer.quantizer"),
-        loss=from_config(MapLossSettings, group.loss, "map_tokenizer.loss"),
+        quantizer=quantizer,
+        loss=loss,
         optimizer=make_optimizer(optim, train.total_steps),
         seed=config.seed,
         train=train,

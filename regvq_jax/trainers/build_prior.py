@@ -33,6 +33,7 @@ from regvq_jax.trainers import build
 from regvq_jax.trainers.diffusion import DiffusionPrior
 from regvq_jax.trainers.prior import PriorTrainer, TokenPrior, batch_inputs, init_params
 from regvq_jax.trainers.priors import PRIORS
+from regvq_jax.workdir import PRIOR_GROUPS, check_groups
 
 PyTree = Any
 log = logging.getLogger("regvq_jax")
@@ -86,7 +87,12 @@ class TextSettings:
 
 
 def make_prior(config: ConfigDict) -> TokenPrior:
-    """The prior that `config.prior.name` chooses, with the settings of the group of that name."""
+    """The prior that `config.prior.name` chooses, with the settings of the group of that name.
+
+    Raises:
+        UserError: the config is of another version, or the prior or a setting is unknown.
+    """
+    check_groups(config, "The config", PRIOR_GROUPS)
     name = config.prior.name
     cls = choose(PRIORS, name, "prior.name")
     return from_config(cls, config.prior.get(name, {}), f"prior.{name}")

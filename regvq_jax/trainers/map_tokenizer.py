@@ -12,7 +12,6 @@ import optax
 
 from regvq_jax import optim, rng
 from regvq_jax.losses.classification import CLASSIFICATION_LOSSES, pixel_accuracy
-from regvq_jax.metric_writers import read_jsonl
 from regvq_jax.models.tokenizer import ImageTokenizer, one_hot_maps
 from regvq_jax.settings import DataSettings, TrainSettings, choose
 from regvq_jax.state import TrainState, init_state, update_ema
@@ -24,7 +23,7 @@ from regvq_jax.trainers.code_statistics import (
 from regvq_jax.trainers.latent_terms import LatentSettings, latent_losses
 from regvq_jax.trainers.tokenizer import share_metrics
 from regvq_jax.trainers.tokenizer_settings import LATENT_TERMS, QuantizerSettings
-from regvq_jax.watch import USAGE, UsageWatch
+from regvq_jax.watch import UsageWatch, usage_history
 
 PyTree = Any
 MAP_USAGE = "map_codebook/usage"
@@ -147,14 +146,7 @@ class MapTokenizerTrainer:
         """A watch on the codebook's usage, in the process that logs."""
         if jax.process_index() > 0:
             return ()
-        lines = read_jsonl(metrics_path) if metrics_path.exists() else []
-        watch = UsageWatch([(line["step"], line[MAP_USAGE]) for line in lines if MAP_USAGE in line])
-
-        def watch_map_codebook(step, metrics):
-            if MAP_USAGE in metrics:
-                watch(step, {USAGE: metrics[MAP_USAGE]})
-
-        return (watch_map_codebook,)
+        return (UsageWatch(usage_history(metrics_path, MAP_USAGE), tag=MAP_USAGE),)
 
     def _loss(self, params, labels, step, key):
         """(loss, (metrics, observed)) of one slice of a batch."""

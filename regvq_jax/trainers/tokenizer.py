@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from regvq_jax import losses, optim, quantize, rng
+from regvq_jax import losses, optim, rng
 from regvq_jax.data.ranges import to_unit_range
 from regvq_jax.losses import normalize
 from regvq_jax.metrics import Occasional
@@ -21,13 +21,12 @@ from regvq_jax.models.tokenizer import ImageTokenizer
 from regvq_jax.settings import DataSettings, TrainSettings
 from regvq_jax.state import TrainState, init_state, update_ema
 from regvq_jax.trainers.adversary import judge_reconstructions
+from regvq_jax.trainers.code_statistics import init_code_statistics, observe_codes, update_code_statistics
 from regvq_jax.trainers.latent_terms import latent_losses
 from regvq_jax.trainers.tokenizer_settings import LATENT_TERMS, LossSettings, QuantizerSettings
 from regvq_jax.watch import DiscriminatorWatch, UsageWatch, usage_history
 
 PyTree = Any
-# Of the moving average of code shares that training metrics are taken from: about a hundred batches.
-SHARES_DECAY = 0.99
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +68,9 @@ class TokenizerTrainer:
             for name, network in networks.items()
         }
         num_codes = self.model.quantizer.codebook_size
-        statistics = {
-            "code_shares": jnp.zeros(num_codes),
-            "moving_logits": {"real": jnp.zeros(()), "fake": jnp.zeros(())},
-        }
-        if self.quantizer.ema_decay:
-            positions = self.train.batch_size * (self.data.image_size // self.model.downsampling) ** 2
-            statistics["moving_counts"] = quantize.init_moving_counts(num_codes, positions)
+        positions = self.train.batch_size * (self.data.image_size // self.model.downsampling) ** 2
+        statistics = init_code_statistics(self.quantizer, num_codes, positions)
+        statistics["moving_logits"] = {"real": jnp.zeros(()), "fake": jnp.zeros(())}
         return init_state(params, self.optimizers, averaged=("tokenizer",), statistics=statistics)
 
     def init_frozen(self) -> PyTree:
@@ -118,24 +113,19 @@ class TokenizerTrainer:
                 partial(jnp.where, adversary_started), new["discriminator"], old["discriminator"]
             )
 
-        shares = optax.incremental_update(
-            observed["code_shares"], state.statistics["code_shares"], 1 - SHARES_DECAY
+        statistics, moved_codebook = update_code_statistics(
+            rng.fold_in_name(key, "restart"),
+            self.quantizer,
+            state.statistics,
+            observed,
+            state.params["tokenizer"].get("quantizer", {}).get("codebook"),
         )
-        statistics = {"code_shares": shares, "moving_logits": observed["moving_logits"]}
-        if self.quantizer.ema_decay:
-            statistics["moving_counts"], codebook = quantize.update_moving_codebook(
-                rng.fold_in_name(key, "restart"),
-                state.statistics["moving_counts"],
-                state.params["tokenizer"]["quantizer"]["codebook"],
-                observed["features"],
-                observed["codes"],
-                decay=self.quantizer.ema_decay,
-                restart_below=self.quantizer.restart_below,
-            )
-            params["tokenizer"]["quantizer"] = {"codebook": codebook}
+        statistics["moving_logits"] = observed["moving_logits"]
+        if moved_codebook is not None:
+            params["tokenizer"]["quantizer"] = {"codebook": moved_codebook}
 
         ema = update_ema(state.ema["tokenizer"], params["tokenizer"], state.step, self.train.ema_decay)
-        if self.quantizer.ema_decay:
+        if moved_codebook is not None:
             # It is an average already; another one would blend restarted codes with what they were.
             ema["quantizer"] = jax.tree.map(jnp.copy, params["tokenizer"]["quantizer"])
         metrics["optim/grad_norm"] = optax.tree.norm(grads["tokenizer"])
@@ -143,7 +133,7 @@ class TokenizerTrainer:
             metrics["optim/discriminator_grad_norm"] = Occasional(
                 optax.tree.norm(grads["discriminator"]), adversary_started.astype(jnp.float32)
             )
-        metrics |= share_metrics(shares)
+        metrics |= share_metrics(statistics["code_shares"])
         new_state = state.replace(
             step=state.step + 1,
             params=params,
@@ -233,9 +223,7 @@ class TokenizerTrainer:
         metrics["train/loss"] = metrics["train/loss"] + latent_loss
         metrics["train/resampled"] = jnp.mean(out.codes != out.best_codes)
         metrics["train/temperature"] = jnp.asarray(temperature, jnp.float32)
-        observed = {"code_shares": out.posterior.mean(0), "moving_logits": moving_logits}
-        if self.quantizer.ema_decay:
-            observed |= {"features": features, "codes": out.codes}
+        observed = observe_codes(self.quantizer, out, features) | {"moving_logits": moving_logits}
         gradients = {"tokenizer": grads, "discriminator": discriminator_grads}
         return gradients, (metrics, jax.lax.stop_gradient(observed))
 

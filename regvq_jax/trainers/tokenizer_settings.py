@@ -11,6 +11,7 @@ from regvq_jax.losses import GAN_LOSSES
 from regvq_jax.models import quantizer as kinds
 from regvq_jax.models.quantizer import Quantizer
 from regvq_jax.settings import choose
+from regvq_jax.trainers.latent_terms import LatentSettings
 
 log = logging.getLogger("regvq_jax")
 # Levels that Mentzer et al. (2023) recommend for about as many codes.
@@ -160,7 +161,7 @@ class FeatureSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class LossSettings:
+class LossSettings(LatentSettings):
     """A config's `loss` group: a weight for each term (0 leaves it out), and what shapes the terms.
 
     Attributes:
@@ -196,13 +197,6 @@ class LossSettings:
     contrastive_temperature: float = 0.07
     contrastive_places: int = 256
     contrastive_layer_weights: tuple[float, ...] = ()
-    prior_kl_weight: float = 0.01
-    prior_kl_scope: str = "batch"
-    gumbel_kl_weight: float = 0.0
-    entropy_weight: float = 0.0
-    entropy_diversity: float = 1.0
-    codebook_weight: float = 1.0
-    commitment_weight: float = 0.25
     adversarial_weight: float = 0.8
     adversarial_loss: str = "hinge"
     adversarial_start_step: int = 10_000
@@ -214,18 +208,10 @@ class LossSettings:
 
     def __post_init__(self):
         choose(GAN_LOSSES, self.adversarial_loss, "loss.adversarial_loss")
-        choose(dict.fromkeys(("batch", "image")), self.prior_kl_scope, "loss.prior_kl_scope")
-        for field, value in vars(self).items():
-            if field.endswith("_weight") and value < 0:
-                raise UserError(f"config.loss.{field}={value} must be at least 0; 0 leaves the term out.")
+        super().__post_init__()
         for field in ("contrastive_temperature", "contrastive_places"):
             if getattr(self, field) <= 0:
                 raise UserError(f"config.loss.{field}={getattr(self, field)} must be greater than 0.")
-
-    def latent_weights(self) -> dict[str, float]:
-        """The weights of the terms that look at the quantizer's output alone."""
-        names = ("prior_kl", "gumbel_kl", "entropy", "codebook", "commitment")
-        return {name: getattr(self, f"{name}_weight") for name in names}
 
 
 # Which latent terms have a gradient with which quantizer.
@@ -239,7 +225,7 @@ LATENT_TERMS = {
 }
 
 
-def check_terms(quantizer: QuantizerSettings, loss: LossSettings) -> None:
+def check_terms(quantizer: QuantizerSettings, loss: LatentSettings) -> None:
     """Says which weights do nothing with this quantizer, and refuses a codebook that nothing teaches.
 
     Raises:

@@ -18,6 +18,9 @@ MODELS = {
     "simvq in bfloat16": ImageTokenizer(
         Quantizer("simvq", codebook_size=8, code_dim=4), **SMALL, dtype=jnp.bfloat16
     ),
+    "label maps": ImageTokenizer(
+        Quantizer("regularized", codebook_size=8, code_dim=4), **SMALL, out_channels=25
+    ),
     "fsq": ImageTokenizer(Quantizer("fsq", codebook_size=15, code_dim=2, levels=(3, 5)), **SMALL),
 }
 
@@ -42,6 +45,17 @@ def test_what_is_saved_is_loaded(name, tmp_path):
     assert loaded == model
     assert hash_params(loaded_params) == hash_params(params)
     assert metadata == {"from": "a test", "kept": [0, 1, 2]}
+
+
+def test_a_file_from_before_label_maps_is_of_images(tokenizer, tmp_path):
+    model, params = tokenizer
+    path = tmp_path / "x.safetensors"
+    save_tokenizer(path, model, params)
+    with safetensors.safe_open(path, "numpy") as file:
+        content = json.loads(file.metadata()["regvq_jax"])
+    assert content["model"].pop("out_channels") == 3
+    safetensors.numpy.save_file(safetensors.numpy.load_file(path), path, {"regvq_jax": json.dumps(content)})
+    assert load_tokenizer_file(path)[0] == model
 
 
 def test_the_file_is_what_other_programs_expect(tokenizer, tmp_path):

@@ -72,6 +72,7 @@ MISTAKES = {
     "text encoder": (lambda c: c.prior.text.update(encoder="t5"), 'prior.text.encoder="t5" is unknown'),
     "weights": (lambda c: c.prior.text.update(encoder="clip"), "needs its weights"),
     "positions": (lambda c: c.prior.model.update(positions="rotray"), 'Did you mean "rotary"'),
+    "another version": (lambda c: c.prior.__delitem__("condition"), "has no config.prior.condition: it was"),
     "heads": (lambda c: c.prior.model.update(num_heads=3), "dim=32 is not a multiple of num_heads=3"),
     "rotary heads": (lambda c: c.prior.model.update(num_heads=16, positions="rotary"), "num_heads=16 x 4"),
     "prior": (lambda c: c.prior.update(name="maskd"), 'Did you mean "masked"'),
