@@ -6,8 +6,9 @@
 PATH is the unpacked ADEChallengeData2016: `images/{training,validation}/*.jpg` and
 `annotations/{training,validation}/*.png`, 150 classes and 0 = unknown.
 
-Networks: taming-transformers' f16 tokenizer, its tokenizer of one-hot maps with 1,024 codes, whose 256
-tokens are a prefix of the image's, and its 28 x 1024 transformer with dropout 0.1, AdamW (0.9, 0.95),
+Networks: taming-transformers' f16 tokenizer, one of the same size for one-hot maps with 1,024 codes (a
+Reg-VQ one with cross-entropy, see configs/common.py), whose 256 tokens are a prefix of the image's as
+with taming-transformers, and its 28 x 1024 transformer with dropout 0.1, AdamW (0.9, 0.95),
 weight decay 0.01; top-k 100. Features as in configs/coco.py. Batch, steps, learning rate and loss
 weights are ours; no result has been measured. The paper reports rFID 23.69, gFID 34.47.
 """
@@ -26,7 +27,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.update(source="folder:data/ADEChallengeData2016", num_label_classes=151, flip=True)
     common.set_map_tokens(config)
     config.map_tokenizer.quantizer.codebook_size = 1024
-    common.set_large_prior(config, prior, top_k=100)
+    common.set_large_prior(config, prior, depth=28, top_k=100)
     if choice.tiny:
         quickstart.make_tiny(config)
         common.set_tiny_data(config)

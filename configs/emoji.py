@@ -16,6 +16,7 @@ result of it has been measured yet. Results of `small` are in the README.
 from ml_collections import ConfigDict
 
 from configs import common, quickstart
+from regvq_jax.errors import UserError
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -24,6 +25,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     choice = common.parse_arg(
         choices, tiny=False, small=False, size=64, objects=4, map_tokens=False, absorbing=False
     )
+    for name, fits in (
+        ("map_tokens", condition == "map"),
+        ("absorbing", prior == "diffusion"),
+        ("small", (choice.size, choice.objects) == (64, 4)),
+    ):
+        if choice[name] and not fits:
+            raise UserError(f'The choice "{name}" does not go with the others in "{arg}".')
+    if choice.size not in (64, 128):
+        raise UserError(f"The choice size={choice.size} is not one of 64 and 128.")
     config = quickstart.get_config()
     if not choice.small:
         make_large(config, choice)

@@ -124,7 +124,7 @@ class Prior:
         self._trained, self._config = trained, config
         prior, model, condition = trained.prior, trained.model, trained.condition
         self._sample = jax.jit(partial(draw_tokens, prior, model, condition), static_argnums=0)
-        self._bound = jax.jit(partial(_bound, prior, model, condition))
+        self._bound = jax.jit(partial(_bound, prior, model, condition), static_argnums=0)
 
     @classmethod
     def load(cls, workdir: str | Path) -> "Prior":
@@ -172,14 +172,18 @@ class Prior:
             UserError: another condition than the prior was trained on; codes that are not; unknown settings.
         """
         inputs, rows = self._inputs(text, classes, labels, num_images)
+        if "captions" in settings:
+            raise UserError("captions is for the sample sheet of a run; give text=[...].")
         if guidance is not None:
             if inputs is None:
                 raise UserError("This prior was trained without a condition: there is nothing to guide to.")
-            settings["guidance"] = float(guidance)
+            settings["guidance"] = guidance
         chosen = build_prior.sample_settings(self._config, **settings, captions=())
         build_prior.check_sampling(chosen, self._trained.prior, self._trained.model.codebook_size)
-        tokens = None if codes is None else self._tokens(codes, rows, lowest=-1)
-        keys = jax.random.split(key, rows)
+        if codes is None:
+            codes = np.full((rows, *self._trained.model.grid), -1)
+        tokens = self._tokens(codes, rows, lowest=-1)
+        keys = jax.random.split(_typed(key), rows)
         trained = self._trained
         drawn = self._sample(chosen, trained.params, trained.frozen, keys, inputs, tokens)
         return self.tokenizer.decode(split_levels(self.tokenizer._model, drawn))
@@ -211,10 +215,9 @@ class Prior:
         inputs, rows = self._inputs(text, classes, labels, len(codes))
         tokens = self._tokens(codes, rows, lowest=0)
         trained = self._trained
-        draws = 1 if trained.prior.exact else num_draws
-        keys = jax.random.split(jax.random.key(0) if key is None else key, draws)
-        bounds = [self._bound(trained.params, trained.frozen, tokens, inputs, key) for key in keys]
-        return -np.mean(np.asarray(bounds, np.float64), 0)
+        key = _typed(jax.random.key(0) if key is None else key)
+        bounds = self._bound(num_draws, trained.params, trained.frozen, tokens, inputs, key)
+        return -np.asarray(bounds, np.float64)
 
     def _inputs(self, text, classes, labels, num_images) -> tuple[np.ndarray | None, int]:
         condition = self._trained.condition
@@ -223,6 +226,8 @@ class Prior:
             if not num_images:
                 raise UserError("This prior was trained without a condition: say how many, num_images=16.")
             return None, num_images
+        if num_images not in (None, len(inputs)):
+            raise UserError(f"num_images={num_images}, but there are {len(inputs)} conditions: leave it out.")
         if condition.kind in ("map", "map_tokens"):
             side = self._config.data.image_size
             if inputs.shape[1:] != (side, side):
@@ -253,6 +258,11 @@ def _encode(model: ImageTokenizer, params: PyTree, images: jax.Array) -> jax.Arr
     return model.apply({"params": params}, images, method="encode")
 
 
-def _bound(prior, model, condition, params, frozen, tokens, inputs, key) -> jax.Array:
+def _bound(prior, model, condition, draws, params, frozen, tokens, inputs, key) -> jax.Array:
     embedded = None if inputs is None else condition.embed(frozen, inputs)
-    return build_prior.bound(prior, model, params, tokens, embedded, key)
+    return build_prior.bound(prior, model, params, tokens, embedded, key, draws)
+
+
+def _typed(key: jax.Array) -> jax.Array:
+    """A typed key, also from the arrays of `jax.random.PRNGKey`."""
+    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)

@@ -20,7 +20,7 @@ from regvq_jax.models.quantizer import IMPLICIT_KINDS
 from regvq_jax.models.tokenizer import ImageTokenizer, encode_maps
 from regvq_jax.settings import choose, from_config
 from regvq_jax.token_stage import Encoder, TokenSettings, best_codes, cache_tokens
-from regvq_jax.trained import FACTS_NAME, load_map_tokenizer, load_tokenizer
+from regvq_jax.trained import FACTS_NAME, load_map_tokenizer, load_tokenizer, read_facts
 from regvq_jax.trainers import build, build_prior
 from regvq_jax.workdir import PRIOR_GROUPS, check_groups
 
@@ -48,6 +48,9 @@ def run(
         UserError: an unknown stage, or one whose predecessor is missing.
     """
     stage_fns = [choose(STAGES, name, "stages") for name in chosen]
+    if "prior" in chosen:
+        # A mistake there shall not wait until stage one is trained.
+        build_prior.check_prior_config(config)
     for stage_fn in stage_fns:
         stage_fn(config, workdir, mesh, profile_steps)
 
@@ -69,6 +72,9 @@ def run_tokenizer(config, workdir, mesh, profile_steps) -> None:
 
 def run_map_tokenizer(config, workdir, mesh, profile_steps) -> None:
     """Label maps to a tokenizer of their own in workdir/map_tokenizer, for `prior.condition="map_tokens"`."""
+    if config.prior.condition != "map_tokens":
+        log.info('map_tokenizer: prior.condition="%s" does not read its tokens', config.prior.condition)
+        return
     run_training(
         lambda: build.make_map_tokenizer_trainer(config), workdir / "map_tokenizer", mesh, profile_steps
     )
@@ -87,6 +93,7 @@ def run_tokens(config, workdir, mesh, profile_steps) -> None:
     sources = {split: build.open_source(config, split) for split in ("train", "heldout")}
     map_encoder = None
     if config.prior.condition == "map_tokens":
+        require_stage(workdir, "map_tokenizer")
         num_classes = sources["train"].num_label_classes
         map_encoder = make_encoder(encode_maps, *load_map_tokenizer(config, workdir, num_classes))
     with PreemptionSignal() as preemption:
@@ -126,12 +133,11 @@ def run_prior(config, workdir, mesh, profile_steps) -> None:
         tokenizer, params = load_tokenizer(config, workdir)
         map_tokenizer = None
         if config.prior.condition == "map_tokens":
-            num_classes = build.open_source(config, "train").num_label_classes
+            require_stage(workdir, "map_tokenizer")
+            num_classes = build_prior.open_source(config, workdir, "train").num_label_classes
             map_tokenizer = load_map_tokenizer(config, workdir, num_classes)
         trainer, facts = build_prior.make_prior_trainer(config, workdir, tokenizer, params, map_tokenizer)
-        if jax.process_index() == 0:
-            directory.mkdir(exist_ok=True)
-            write_json_atomic(directory / FACTS_NAME, dataclasses.asdict(facts))
+        keep_facts(directory, facts)
         return trainer
 
     run_training(make_trainer, directory, mesh, profile_steps)
@@ -160,10 +166,40 @@ def run_training(make_trainer: Callable[[], Any], directory: Path, mesh, profile
     loop.train(make_trainer(), directory, mesh, profile_steps)
 
 
+def keep_facts(directory: Path, facts: build_prior.PriorFacts) -> None:
+    """Writes what a prior owes to other networks and data; one that has begun must go on with the same.
+
+    Raises:
+        UserError: it began with other ones.
+    """
+    path = directory / FACTS_NAME
+    if path.exists() and (directory / "checkpoints").exists():
+        began, now = read_facts(path), dataclasses.asdict(facts)
+        differing = [
+            f"{name} ({value} then, {now[name]} now)"
+            for name, value in dataclasses.asdict(began).items()
+            if value != now[name]
+        ]
+        if differing:
+            raise UserError(
+                f"The prior in {directory} began with something else, {', '.join(differing)}: delete it to "
+                "train it anew, or use another workdir."
+            )
+    if jax.process_index() == 0:
+        directory.mkdir(exist_ok=True)
+        write_json_atomic(path, dataclasses.asdict(facts))
+
+
 def require_tokenizer(config: ConfigDict, workdir: Path) -> None:
     """Raises UserError unless stage one of this workdir is finished, or `config.tokenizer` replaces it."""
-    if not config.tokenizer and loop.read_result(workdir / "tokenizer") is None:
+    if not config.tokenizer:
+        require_stage(workdir, "tokenizer")
+
+
+def require_stage(workdir: Path, name: str) -> None:
+    """Raises UserError unless a stage of this workdir is finished."""
+    if loop.read_result(workdir / name) is None:
         raise UserError(
-            f'The stage "tokenizer" of {workdir} is not finished, and this stage starts from its result; '
-            "run it first (--stage=tokenizer, or no --stage at all)."
+            f'The stage "{name}" of {workdir} is not finished, and this stage starts from its result; '
+            f"run it first (--stage={name}, or no --stage at all)."
         )

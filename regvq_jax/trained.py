@@ -15,7 +15,7 @@ from regvq_jax.models.tokenizer import ImageTokenizer
 from regvq_jax.trainers import build, build_prior
 from regvq_jax.trainers.build_prior import PriorFacts
 from regvq_jax.trainers.prior import TokenPrior
-from regvq_jax.workdir import load_config
+from regvq_jax.workdir import PRIOR_GROUPS, check_groups, load_config
 
 PyTree = Any
 FACTS_NAME = "facts.json"
@@ -101,12 +101,13 @@ def load_prior(
     Raises:
         UserError: stage two has no checkpoint in this workdir, or learned the tokens of another tokenizer.
     """
+    check_groups(config, "The config", PRIOR_GROUPS)
     directory = workdir / "prior"
     if not (directory / FACTS_NAME).exists():
         raise UserError(
             f"{directory} holds no trained prior; run that stage first (--stage=prior, or no --stage at all)."
         )
-    facts = PriorFacts(**read_json(directory / FACTS_NAME))
+    facts = read_facts(directory / FACTS_NAME)
     digest = build.hash_params(tokenizer_params)
     if facts.tokenizer_hash != digest:
         raise UserError(
@@ -118,14 +119,25 @@ def load_prior(
     frozen, map_model = {}, None
     if facts.condition == "map_tokens":
         map_model, frozen["map_tokenizer"] = load_map_tokenizer(config, workdir, facts.num_label_classes)
-    grid = build.token_grid(config, tokenizer)
-    condition, text = build_prior.make_condition(config, facts, grid, map_model)
+        digest = build.hash_params(frozen["map_tokenizer"])
+        if facts.map_tokenizer_hash != digest:
+            raise UserError(
+                f"The prior in {directory} learned the map tokens of another map tokenizer "
+                f"({facts.map_tokenizer_hash}) than this run's ({digest}); train a prior of its own."
+            )
+    condition, text = build_prior.make_condition(config, facts, tokenizer, map_model)
     if text is not None:
         frozen["text"] = text.params
     model = build_prior.make_prior_net(config, prior, tokenizer, condition)
     shapes = build_prior.init_shapes(model, condition, frozen)
     params = _load_params(shapes, directory, "prior", "eval/prior/loss")
     return TrainedPrior(prior, model, params, condition, frozen)
+
+
+def read_facts(path: Path) -> PriorFacts:
+    """What `stages` wrote of a prior."""
+    record = read_json(path)
+    return PriorFacts(**record | {"map_grid": tuple(record["map_grid"])})
 
 
 def _load_params(shapes: PyTree, directory: Path, network: str, best_metric: str | None) -> PyTree:

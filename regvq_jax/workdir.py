@@ -17,6 +17,9 @@ FREE_FIELDS = (
     "data.num_workers",
     "stages",
     "loss.discriminator_patience_steps",
+    "prior.model.remat",
+    "prior.model.attention",
+    "tokens.batch_size",
 )
 
 # What every run needs; those of stage two are looked for where it begins.

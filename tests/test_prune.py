@@ -15,7 +15,7 @@ from regvq_jax.interop.tokenizer_file import load_tokenizer_file
 from regvq_jax.models.quantizer import Quantizer
 from regvq_jax.models.tokenizer import ImageTokenizer
 from regvq_jax.trained import open_tokenizer
-from regvq_jax.trainers import build
+from regvq_jax.trainers import build_prior
 from regvq_jax.workdir import load_config
 
 QUANTIZERS = {
@@ -102,10 +102,11 @@ def test_stage_two_refuses_the_tokens_of_the_unpruned_tokenizer(tiny_run, pruned
     config = load_config(workdir)
     model, params = open_tokenizer(pruned_file)
     with pytest.raises(UserError) as error:
-        build.make_prior_trainer(config, workdir / "tokens", model, params)
+        build_prior.make_prior_trainer(config, workdir, model, params)
     new_size = model.quantizer.codebook_size
     for words in ("tokenizer hash", f"codebook size 32 instead of {new_size}", "use another workdir"):
         assert words in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_codes_are_counted_by_encoding_where_there_is_no_cache(tiny_run, tmp_path):

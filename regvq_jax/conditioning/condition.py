@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from regvq_jax.errors import UserError
 
 PyTree = Any
+log = logging.getLogger("regvq_jax")
 # The entry of a source's or token cache's element that each kind reads.
 INPUTS = {"none": "", "class": "class", "text": "text_tokens", "map": "labels", "map_tokens": "map_tokens"}
 KINDS = tuple(INPUTS)
@@ -99,6 +101,9 @@ class Condition:
         if self.kind == "text":
             if isinstance(text, str):
                 raise UserError('Give a list of captions, text=["a red heart", ...], not one string.')
+            cut = int((np.asarray(self.lengths_fn(list(text))) > self.length).sum())
+            if cut:
+                log.warning("%d of %d captions have more than %d ids: cut.", cut, len(text), self.length)
             return np.asarray(self.encode_fn(list(text), self.length), np.int32)
         ids = np.asarray(classes if self.kind == "class" else labels)
         lowest = -1 if self.kind == "class" else 0

@@ -5,6 +5,8 @@ import difflib
 import os
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
+
 from regvq_jax.errors import UserError
 
 Split = Literal["train", "heldout"]
@@ -55,6 +57,26 @@ class _Wanted:
     upscale: bool
     num_label_classes: int
     class_folders: bool
+
+
+class Shuffled:
+    """A source in a fixed random order, in which neighbours have nothing to do with each other."""
+
+    def __init__(self, source: Source):
+        """Everything but the order is that of `source`."""
+        self._source = source
+        self._order = np.random.default_rng(0).permutation(len(source))
+
+    @property
+    def name(self) -> str:
+        """That of the source."""
+        return self._source.name
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Element:
+        return self._source[int(self._order[index])]
 
 
 def make_source(

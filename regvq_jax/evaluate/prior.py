@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from regvq_jax import rng, sharding
+from regvq_jax.errors import UserError
 from regvq_jax.evaluate.result import Evaluation
 
 PyTree = Any
@@ -25,21 +26,25 @@ class PriorLoss:
     estimate (masks, times) is the same at every call.
 
     Attributes:
-        bound_fn: (parameters, tokens int32 [B, N], embedded condition or None, key) -> float32 [B], nats.
+        bound_fn: (parameters, tokens int32 [B, N], embedded condition or None, key, draws) -> float32 [B],
+            nats.
         inputs_fn: (frozen, batch) -> (tokens, embedded condition or None).
-        batches: starts one pass: as the trainer's batches, with "valid": bool [B].
-        exact: `bound_fn` draws nothing.
+        batches: starts one pass: as the trainer's batches, with "valid": bool [B], in an order in which
+            neighbours have nothing to do with each other, since they exchange their conditions.
         every_steps: how often.
-        num_draws: draws for each image, where not exact.
+        num_draws: draws for each image, where the bound draws.
     """
 
-    bound_fn: Callable[[PyTree, jax.Array, Any, jax.Array], jax.Array]
+    bound_fn: Callable[[PyTree, jax.Array, Any, jax.Array, int], jax.Array]
     inputs_fn: Callable[[PyTree, dict[str, jax.Array]], tuple[jax.Array, Any]]
     batches: Callable[[], Iterator[dict[str, np.ndarray]]]
-    exact: bool = False
     every_steps: int = 1000
     num_draws: int = 4
     name: str = dataclasses.field(default="prior_loss", init=False)
+
+    def __post_init__(self):
+        if self.num_draws < 1:
+            raise UserError(f"config.prior.evals.prior_loss.num_draws={self.num_draws} must be at least 1.")
 
     @cached_property
     def _batch_sums(self):
@@ -50,10 +55,9 @@ class PriorLoss:
         sums: dict[str, float] = {}
         for index, batch in enumerate(self.batches()):
             device_batch = sharding.put_batch(batch, mesh)
-            for draw in range(1 if self.exact else self.num_draws):
-                key = jax.random.fold_in(rng.step_key(0, "evaluation_draw", index), draw)
-                for name, value in self._batch_sums(ema["prior"], frozen, device_batch, key).items():
-                    sums[name] = sums.get(name, 0.0) + float(value)
+            key = rng.step_key(0, "evaluation_draw", index)
+            for name, value in self._batch_sums(ema["prior"], frozen, device_batch, key).items():
+                sums[name] = sums.get(name, 0.0) + float(value)
         tokens = sums.pop("tokens")
         metrics = {f"eval/prior/{name}": value / tokens for name, value in sums.items()}
         metrics["eval/prior/bits_per_token"] = metrics["eval/prior/loss"] / math.log(2)
@@ -77,7 +81,7 @@ class PriorLoss:
         tokens, condition = self.inputs_fn(frozen, batch)
 
         def loss_with(condition):
-            nats = self.bound_fn(params, tokens, condition, key)
+            nats = self.bound_fn(params, tokens, condition, key, self.num_draws)
             return jnp.sum(jnp.where(batch["valid"], nats, 0.0))
 
         sums = {"tokens": jnp.sum(batch["valid"]) * float(tokens.shape[1]), "loss": loss_with(condition)}

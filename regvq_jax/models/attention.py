@@ -132,6 +132,9 @@ class Attention(nn.Module):
         chosen = choose_implementation(
             self.implementation, self.dtype, query.shape[1], key.shape[1], query.shape[-1]
         )
+        if chosen == "cudnn" and mask is not None:
+            # It wants every query and key in the mask.
+            mask = jnp.broadcast_to(mask, (*mask.shape[:2], query.shape[1], key.shape[1]))
         return self.out(
             jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=chosen)
         )

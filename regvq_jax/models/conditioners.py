@@ -170,8 +170,9 @@ class MapConditioner(nn.Module):
 
     Attributes:
         num_classes: of the map's ids.
-        grid: (h, w) of the image's tokens.
+        grid: (h, w) of the tokenizer's cells.
         dim: width of the prior.
+        depth: R, tokens a cell, side by side: the levels of a residual tokenizer.
         embed_dim: of each pixel's class.
         dtype: of the computation.
     """
@@ -179,6 +180,7 @@ class MapConditioner(nn.Module):
     num_classes: int
     grid: tuple[int, int]
     dim: int
+    depth: int = 1
     embed_dim: int = 16
     dtype: Dtype = jnp.float32
 
@@ -194,7 +196,7 @@ class MapConditioner(nn.Module):
             raise ValueError(f"a map of {condition.shape[1:]} cannot be cut into {self.grid} cells")
         pixels = nn.Embed(self.num_classes, self.embed_dim, name="embedding")(condition.astype(jnp.int32))
         added = nn.Conv(self.dim, cell, cell, "VALID", dtype=self.dtype, name="cells")(pixels)
-        added = added.reshape(rows, cells, self.dim)
+        added = jnp.repeat(added.reshape(rows, cells, self.dim), self.depth, axis=1)
         null = self.param("null", embedding_init, (self.dim,))
         if drop is not None:
             added = jnp.where(drop[:, None, None], null.astype(added.dtype), added)

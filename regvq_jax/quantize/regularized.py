@@ -63,6 +63,7 @@ def ibq(
     codebook: jax.Array,
     *,
     temperature: float | jax.Array = 1.0,
+    entropy_temperature: float = 0.01,
     tile_size: int = 0,
 ) -> QuantizeOutput:
     """`deterministic` on inner products with every code, with the errors of `nearest` (IBQ, SEED-Voken).
@@ -73,6 +74,8 @@ def ibq(
         features: float [B, h, w, D].
         codebook: float [K, D].
         temperature: of the soft backward pass only.
+        entropy_temperature: of `entropy` and `soft_posterior`. Theirs is low: a flat softmax uses all codes
+            evenly whatever its argmax does, and the entropy loss would be content with few codes.
         tile_size: see `regularized_in_tiles`.
 
     Returns:
@@ -85,6 +88,7 @@ def ibq(
         codebook,
         mask_ratio=0.0,
         temperature=temperature,
+        entropy_temperature=entropy_temperature,
         tile_size=tile_size,
     )
     return out._replace(**squared_errors(features, jnp.asarray(codebook)[out.codes]))
@@ -98,6 +102,7 @@ def regularized_in_tiles(
     *,
     mask_ratio: float = 0.4,
     temperature: float | jax.Array = 1.0,
+    entropy_temperature: float = 1.0,
     tile_size: int = 0,
 ) -> QuantizeOutput:
     """`regularized` that makes the logits itself, a few positions of every image at a time.
@@ -113,6 +118,7 @@ def regularized_in_tiles(
         to_logits: float [B, n, C] to float [B, n, K].
         codebook: float [K, D].
         mask_ratio, temperature: as in `regularized`.
+        entropy_temperature: `entropy` and `soft_posterior` are those of softmax(logits / it).
         tile_size: positions of each image that are held at once, a divisor of h * w; 0 = all of them.
 
     Returns:
@@ -132,7 +138,7 @@ def regularized_in_tiles(
     flat = features.reshape(batch, positions, channels)
 
     def assign(keys, tile):
-        return _assign(keys, to_logits(tile), codebook, mask_ratio, temperature)
+        return _assign(keys, to_logits(tile), codebook, mask_ratio, temperature, entropy_temperature)
 
     if tile_size == positions:
         out = assign(keys, flat)
@@ -160,7 +166,7 @@ def regularized_in_tiles(
     return out._replace(**grid)
 
 
-def _assign(keys, logits, codebook, mask_ratio, temperature) -> QuantizeOutput:
+def _assign(keys, logits, codebook, mask_ratio, temperature, entropy_temperature) -> QuantizeOutput:
     """One tile: keys [n] and logits [B, n, K] to an output with [B, n] where the grid was [B, h, w]."""
     logits, codebook = jnp.asarray(logits, jnp.float32), jnp.asarray(codebook, jnp.float32)
     batch, _, num_codes = logits.shape
@@ -182,7 +188,7 @@ def _assign(keys, logits, codebook, mask_ratio, temperature) -> QuantizeOutput:
     quantized = codebook[codes] + soft_path @ jax.lax.stop_gradient(codebook)
     one_hot = jax.nn.one_hot(codes, num_codes, dtype=jnp.float32)
 
-    log_probabilities = jax.nn.log_softmax(logits, -1)
+    log_probabilities = jax.nn.log_softmax(logits / entropy_temperature, -1)
     probabilities = jnp.exp(log_probabilities)
     difference = jax.lax.stop_gradient(codebook[codes] - codebook[best_codes])
     zeros = jnp.zeros(codes.shape, jnp.float32)

@@ -41,6 +41,12 @@ def check_filters(top_k: int, top_p: float) -> None:
         raise UserError(f"config.sample.top_p={top_p} must be above 0 and at most 1; 1 keeps all codes.")
 
 
+def check_smoothing(label_smoothing: float, group: str) -> None:
+    """Raises UserError unless a share of the target can be smoothed."""
+    if not 0 <= label_smoothing < 1:
+        raise UserError(f"config.{group}.label_smoothing={label_smoothing} must be from 0 to below 1.")
+
+
 @dataclasses.dataclass(frozen=True)
 class AutoregressivePrior:
     """A `TokenPrior`.
@@ -55,6 +61,9 @@ class AutoregressivePrior:
     timed: ClassVar[bool] = False
     exact: ClassVar[bool] = True
     sampling: ClassVar[type] = AutoregressiveSampling
+
+    def __post_init__(self):
+        check_smoothing(self.label_smoothing, "prior.autoregressive")
 
     def init_statistics(self) -> PyTree:
         """None."""
@@ -71,9 +80,12 @@ class AutoregressivePrior:
         del observed
         return statistics
 
-    def bound(self, network_fn, tokens, key, special_id):
+    def check_sampling(self, settings):
+        """All settings go with it."""
+
+    def bound(self, network_fn, tokens, key, special_id, draws):
         """-log p(tokens) itself, float32 [B] in nats."""
-        del key
+        del key, draws
         logits = network_fn(autoregressive.shift_right(tokens, special_id))
         return -autoregressive.log_likelihood(logits, tokens)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from regvq_jax.conditioning.frozen_text import load_frozen_text
 from regvq_jax.conditioning.text import make_tokenizer
 from regvq_jax.data.captions import count_cut_captions
 from regvq_jax.data.labels import label_colours
-from regvq_jax.data.sources import Source
+from regvq_jax.data.sources import Shuffled, Source
 from regvq_jax.data.tokens import TokenSource, check_meta
 from regvq_jax.data.transforms import Transform, encode_text, resize_and_crop
 from regvq_jax.errors import UserError
@@ -28,9 +29,8 @@ from regvq_jax.models.tokenizer import ImageTokenizer, encode_maps
 from regvq_jax.models.transformer import POSITIONS, REMAT
 from regvq_jax.optim import OptimSettings, make_optimizer
 from regvq_jax.settings import DataSettings, TrainSettings, choose, from_config
-from regvq_jax.token_stage import best_codes
+from regvq_jax.token_stage import TokenSettings, best_codes
 from regvq_jax.trainers import build
-from regvq_jax.trainers.diffusion import DiffusionPrior
 from regvq_jax.trainers.prior import PriorTrainer, TokenPrior, batch_inputs, init_params
 from regvq_jax.trainers.priors import PRIORS
 from regvq_jax.workdir import PRIOR_GROUPS, check_groups
@@ -105,13 +105,61 @@ def sample_settings(config: ConfigDict, **changes: Any) -> SampleSettings:
         UserError: an unknown field, a value out of range, or guidance for a prior without a null condition.
     """
     cls = choose(PRIORS, config.prior.name, "prior.name").sampling
-    settings = from_config(cls, dict(config.sample) | changes, "sample")
+    known = {field.name: field.default for field in dataclasses.fields(cls)}
+    foreign = sorted(config.sample.keys() - known.keys())
+    if foreign:
+        raise UserError(
+            f'config.sample.{foreign[0]} is no setting of prior.name="{config.prior.name}", which has '
+            f"{', '.join(known)}: prior and sample group go together, choose both in a config file "
+            "(configs/emoji.py:text-ar, text-masked, text-diffusion)."
+        )
+    values = dict(config.sample) | changes
+    for name in values.keys() & known.keys():
+        values[name] = _like(known[name], values[name], name)
+    settings = from_config(cls, values, "sample")
     if settings.guidance != 1 and config.prior.condition != "none" and not config.prior.condition_drop:
         raise UserError(
             f"config.sample.guidance={settings.guidance} needs a prior that was trained without its "
             "condition at times: set config.prior.condition_drop, such as 0.1, and train it, or guidance=1."
         )
     return settings
+
+
+def _like(default: Any, value: Any, name: str) -> Any:
+    """A value in the type of its default: numpy's and jax's numbers, too, become Python's."""
+    if isinstance(default, str | tuple):
+        return tuple(value) if isinstance(value, list) else value
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}={value!r} must be a number.") from error
+    if isinstance(default, int) and number != int(number):
+        raise UserError(f"{name}={value!r} must be a whole number.")
+    return type(default)(number)
+
+
+def check_prior_config(config: ConfigDict) -> None:
+    """Finds what is wrong in a config's groups of stage two before stage one is trained.
+
+    Raises:
+        UserError: names the field.
+    """
+    prior = make_prior(config)
+    settings = sample_settings(config)
+    check_sampling(settings, prior, config.quantizer.codebook_size if not config.tokenizer else 2**31)
+    choose(dict.fromkeys(("auto", *KINDS)), config.prior.condition, "prior.condition")
+    if not 0 <= config.prior.condition_drop < 1:
+        raise UserError(
+            f"config.prior.condition_drop={config.prior.condition_drop} must be from 0 to below 1."
+        )
+    text = from_config(TextSettings, config.prior.text, "prior.text")
+    if text.encoder != "learned" and config.prior.condition in ("auto", "text"):
+        load_frozen_text(text.encoder, text.weights, text.length)
+    train = from_config(TrainSettings, config.prior.train, "prior.train")
+    make_optimizer(from_config(OptimSettings, config.prior.optim, "prior.optim"), train.total_steps)
+    from_config(TokenSettings, config.tokens, "tokens")
+    if config.prior.condition == "map_tokens":
+        build.make_map_tokenizer(config, 2)
 
 
 def check_sampling(settings: SampleSettings, prior: TokenPrior, num_codes: int) -> None:
@@ -121,41 +169,45 @@ def check_sampling(settings: SampleSettings, prior: TokenPrior, num_codes: int) 
         raise UserError(
             f"config.sample.top_k={top_k} is more than the {num_codes} codes there are; 0 keeps all."
         )
-    if isinstance(prior, DiffusionPrior):
-        prior.check_sampling(settings)
+    prior.check_sampling(settings)
 
 
 def gather_facts(
-    config: ConfigDict, source: Source, tokenizer_params: PyTree, map_tokenizer: tuple | None
+    config: ConfigDict,
+    sources: Sequence[Source],
+    tokenizer_params: PyTree,
+    map_tokenizer: tuple[ImageTokenizer, PyTree] | None,
 ) -> PriorFacts:
-    """What the train source and the frozen networks say of the prior to be trained.
+    """What the sources and the frozen networks say of the prior to be trained.
 
     Args:
         config: of the run.
-        source: training images or tokens.
+        sources: training and held-out images or tokens.
         tokenizer_params: of the frozen tokenizer.
         map_tokenizer: (network, parameters) of the map tokenizer, None where there is none.
 
     Raises:
-        UserError: the source does not have what `config.prior.condition` wants.
+        UserError: a source does not have what `config.prior.condition` wants.
     """
     kind = config.prior.condition
     if kind == "auto":
-        kind = "text" if source.has_text else "none"
+        kind = "text" if sources[0].has_text else "none"
     choose(dict.fromkeys(("auto", *KINDS)), kind, "prior.condition")
-    has = {
-        "text": source.has_text,
-        "class": source.num_classes > 0,
-        "map": source.num_label_classes > 0,
-        "map_tokens": source.num_label_classes > 0 and map_tokenizer is not None,
-    }
-    if not has.get(kind, True):
-        there = [name for name, present in has.items() if present]
-        raise UserError(
-            f'config.prior.condition="{kind}" needs what {source.name} does not have; it has '
-            f"{', '.join(there) or 'images only'}: choose one of "
-            f'"auto", "none"{"".join(f", {name!r}" for name in there)}, or other data.'
-        )
+    for split, source in zip(("training", "held-out"), sources, strict=True):
+        has = {
+            "text": source.has_text,
+            "class": source.num_classes > 0,
+            "map": source.num_label_classes > 0,
+            "map_tokens": source.num_label_classes > 0 and map_tokenizer is not None,
+        }
+        if not has.get(kind, True):
+            there = [name for name, present in has.items() if present]
+            raise UserError(
+                f'config.prior.condition="{kind}" needs what the {split} data {source.name} do not have; '
+                f"they have {', '.join(there) or 'images only'}: choose one of "
+                f'"auto", "none"{"".join(f", {name!r}" for name in there)}, or other data.'
+            )
+    source = sources[0]
     facts = PriorFacts(condition=kind, tokenizer_hash=build.hash_params(tokenizer_params))
     if kind == "class":
         return dataclasses.replace(facts, num_classes=source.num_classes)
@@ -173,15 +225,15 @@ def gather_facts(
 
 
 def make_condition(
-    config: ConfigDict, facts: PriorFacts, grid: tuple[int, int], map_tokenizer: ImageTokenizer | None
+    config: ConfigDict, facts: PriorFacts, tokenizer: ImageTokenizer, map_tokenizer: ImageTokenizer | None
 ) -> tuple[Condition, PyTree]:
     """The condition of a prior, and the parameters of its frozen text encoder, or None.
 
     Args:
         config: of the run.
         facts: of the prior.
-        grid: (h, w) of the image's tokens.
-        map_tokenizer: the network, for "map_tokens".
+        tokenizer: of the images.
+        map_tokenizer: of the label maps, for "map_tokens".
 
     Raises:
         UserError: text settings that do not fit, or other weights than the prior was trained with.
@@ -194,8 +246,10 @@ def make_condition(
         conditioner = conditioners.ClassConditioner(facts.num_classes, **shared)
         return Condition(kind, conditioner, size=facts.num_classes), None
     if kind == "map":
-        conditioner = conditioners.MapConditioner(facts.num_label_classes, tuple(grid), **shared)
         side = (config.data.image_size,) * 2
+        grid = (side[0] // tokenizer.downsampling,) * 2
+        depth = tokenizer.quantizer.depth
+        conditioner = conditioners.MapConditioner(facts.num_label_classes, grid, depth=depth, **shared)
         return Condition(kind, conditioner, size=facts.num_label_classes, map_shape=side), None
     if kind == "map_tokens":
         conditioner = conditioners.MapTokenConditioner(
@@ -296,9 +350,9 @@ def make_prior_trainer(
     train = from_config(TrainSettings, config.prior.train, "prior.train")
     optim = from_config(OptimSettings, config.prior.optim, "prior.optim")
     source, heldout = (open_source(config, workdir, split) for split in ("train", "heldout"))
-    facts = gather_facts(config, source, tokenizer_params, map_tokenizer)
+    facts = gather_facts(config, (source, heldout), tokenizer_params, map_tokenizer)
     map_model, map_params = map_tokenizer or (None, None)
-    condition, text = make_condition(config, facts, build.token_grid(config, tokenizer), map_model)
+    condition, text = make_condition(config, facts, tokenizer, map_model)
     frozen = {"tokenizer": tokenizer_params}
     if facts.condition == "map_tokens":
         frozen["map_tokenizer"] = map_params
@@ -334,8 +388,7 @@ def make_prior_trainer(
             "prior.evals",
             bound_fn=partial(bound, prior, model),
             inputs_fn=inputs_fn,
-            exact=prior.exact,
-            batches=build.heldout_batches(heldout, transforms(False), train.batch_size),
+            batches=build.heldout_batches(Shuffled(heldout), transforms(False), train.batch_size),
             draw_fn=partial(draw_tokens, prior, model, condition, settings),
             tokenizer=tokenizer,
             prompts=make_prompts(config, settings, condition, heldout),
@@ -379,7 +432,13 @@ def prior_transforms(config: ConfigDict, condition: Condition):
 
 
 def bound(
-    prior: TokenPrior, model: PriorNet, params: PyTree, tokens: jax.Array, condition: Any, key: jax.Array
+    prior: TokenPrior,
+    model: PriorNet,
+    params: PyTree,
+    tokens: jax.Array,
+    condition: Any,
+    key: jax.Array,
+    draws: int,
 ) -> jax.Array:
     """`TokenPrior.bound` of a network, float32 [B] in nats; `condition` as the conditioner takes it."""
     apply = partial(model.apply, {"params": params})
@@ -388,7 +447,7 @@ def bound(
     def network_fn(tokens, time=None):
         return apply(tokens, encoded, time if model.timed else None, method="predict")
 
-    return prior.bound(network_fn, tokens, key, model.special_id)
+    return prior.bound(network_fn, tokens, key, model.special_id, draws)
 
 
 def make_prompts(
@@ -422,7 +481,9 @@ def init_shapes(model: PriorNet, condition: Condition, frozen: PyTree) -> PyTree
 
 def warn_of_cut_captions(source: Source | TokenSource, condition: Condition) -> None:
     """Logs how many captions are longer than the context, if any are."""
-    cut, looked_at = count_cut_captions(source, condition.lengths_fn, condition.length)
+    # Images are decoded for their captions: fewer of them.
+    limit = 2000 if isinstance(source, TokenSource) else 200
+    cut, looked_at = count_cut_captions(source, condition.lengths_fn, condition.length, limit)
     if cut:
         log.warning(
             "%d of %d captions have more than prior.text.length=%d ids and are cut.",

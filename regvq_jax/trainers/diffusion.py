@@ -149,12 +149,14 @@ class DiffusionPrior:
             return statistics
         return {"history": timesteps.update_history(statistics["history"], observed)}
 
-    def bound(self, network_fn, tokens, key, special_id):
+    def bound(self, network_fn, tokens, key, special_id, draws):
         """An estimate of the variational bound on -log p(tokens), float32 [B] in nats."""
         if self._replaces:
             schedule = make_schedule(self.schedule, special_id, self.num_steps)
-            return diffusion.bound(key, network_fn, tokens, schedule)
-        return absorbing.bound(key, network_fn, tokens, mask_id=special_id, schedule=self.schedule)
+            return diffusion.bound(key, network_fn, tokens, schedule, draws=draws)
+        return absorbing.bound(
+            key, network_fn, tokens, mask_id=special_id, schedule=self.schedule, draws=draws
+        )
 
     def sample(
         self,

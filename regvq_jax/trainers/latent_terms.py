@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +32,15 @@ class LatentSettings:
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
 
+    group: ClassVar[str] = "loss"  # In a config, for messages.
+
     def __post_init__(self):
-        choose(dict.fromkeys(("batch", "image")), self.prior_kl_scope, "loss.prior_kl_scope")
+        choose(dict.fromkeys(("batch", "image")), self.prior_kl_scope, f"{self.group}.prior_kl_scope")
         for field, value in vars(self).items():
             if field.endswith("_weight") and value < 0:
-                raise UserError(f"config.loss.{field}={value} must be at least 0; 0 leaves the term out.")
+                raise UserError(
+                    f"config.{self.group}.{field}={value} must be at least 0; 0 leaves the term out."
+                )
 
     def latent_weights(self) -> dict[str, float]:
         """The weight of each term by its name."""

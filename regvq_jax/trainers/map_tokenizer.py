@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import grain
 import jax
@@ -42,6 +42,8 @@ class MapLossSettings(LatentSettings):
 
     name: str = "cross_entropy"
     prior_kl_weight: float = 0.05
+
+    group: ClassVar[str] = "map_tokenizer.loss"
 
     def __post_init__(self):
         super().__post_init__()

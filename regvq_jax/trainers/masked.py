@@ -13,7 +13,7 @@ from regvq_jax.models.prior import PriorNet
 from regvq_jax.priors import masked
 from regvq_jax.priors.schedules import SCHEDULES, halton_order
 from regvq_jax.settings import choose
-from regvq_jax.trainers.autoregressive import check_filters
+from regvq_jax.trainers.autoregressive import check_filters, check_smoothing
 
 PyTree = Any
 ORDERS = ("confidence", "halton")
@@ -69,6 +69,9 @@ class MaskedPrior:
 
     def __post_init__(self):
         choose(SCHEDULES, self.schedule, "prior.masked.schedule")
+        if not 0 <= self.min_mask_ratio <= 1:
+            raise UserError(f"config.prior.masked.min_mask_ratio={self.min_mask_ratio} must be from 0 to 1.")
+        check_smoothing(self.label_smoothing, "prior.masked")
 
     def init_statistics(self) -> PyTree:
         """None."""
@@ -92,9 +95,12 @@ class MaskedPrior:
         del observed
         return statistics
 
-    def bound(self, network_fn, tokens, key, special_id):
+    def check_sampling(self, settings):
+        """All settings go with it."""
+
+    def bound(self, network_fn, tokens, key, special_id, draws):
         """An estimate of an upper bound on -log p(tokens), float32 [B] in nats."""
-        return masked.bound(key, network_fn, tokens, mask_id=special_id)
+        return masked.bound(key, network_fn, tokens, mask_id=special_id, draws=draws)
 
     def sample(
         self,

@@ -27,11 +27,13 @@ class TokenPrior(Protocol):
 
     Attributes:
         causal, timed: what the network has to be, see `PriorNet`.
+        exact: `bound` is -log p itself, and draws nothing.
         sampling: the dataclass of a config's `sample` group.
     """
 
     causal: ClassVar[bool]
     timed: ClassVar[bool]
+    exact: ClassVar[bool]
     sampling: ClassVar[type]
 
     def init_statistics(self) -> PyTree:
@@ -45,8 +47,11 @@ class TokenPrior(Protocol):
     def update_statistics(self, statistics: PyTree, observed: PyTree) -> PyTree:
         """The statistics after a step."""
 
+    def check_sampling(self, settings: Any) -> None:
+        """Raises UserError where settings of `sampling` do not go with this prior."""
+
     def bound(
-        self, network_fn: NetworkFn, tokens: jax.Array, key: jax.Array, special_id: int
+        self, network_fn: NetworkFn, tokens: jax.Array, key: jax.Array, special_id: int, draws: int
     ) -> jax.Array:
         """An unbiased estimate of (an upper bound on) -log p(tokens), float32 [B] in nats."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import configs
-from configs import ablation, common
+from configs import ablation, common, emoji
 from regvq_jax.errors import UserError
 from regvq_jax.evaluate.samples import draw_tokens
 from regvq_jax.optim import OptimSettings, make_optimizer
@@ -57,8 +57,7 @@ def test_every_prior_traces(name, choice):
     kind = {"auto": "text"}.get(config.prior.condition, config.prior.condition)
     facts = build_prior.PriorFacts(kind, "", num_label_classes=25, map_codebook_size=16, map_grid=(4, 4))
     map_model = build.make_map_tokenizer(config, 25) if kind == "map_tokens" else None
-    grid = build.token_grid(config, tokenizer)
-    condition, _ = build_prior.make_condition(config, facts, grid, map_model)
+    condition, _ = build_prior.make_condition(config, facts, tokenizer, map_model)
     model = build_prior.make_prior_net(config, prior, tokenizer, condition)
     settings = build_prior.sample_settings(config)
     build_prior.check_sampling(settings, prior, model.codebook_size)
@@ -74,6 +73,7 @@ def test_every_prior_traces(name, choice):
         data=from_config(DataSettings, config.data, "data"),
         make_batches=lambda: None,
     )
+    build_prior.check_prior_config(config)
     state = jax.eval_shape(trainer.init, jax.random.key(0))
     inputs = np.repeat(condition.example(), 2, 0)
     batch = {"tokens": np.zeros((2, model.num_tokens), np.int32), "condition": inputs}
@@ -85,7 +85,7 @@ def test_every_prior_traces(name, choice):
         state.params["prior"],
         jax.random.split(jax.random.key(0), 2),
     )
-    assert (drawn.shape, drawn.dtype) == ((2, *grid), np.int32)
+    assert (drawn.shape, drawn.dtype) == ((2, *model.grid), np.int32)
 
 
 def test_names_of_priors():
@@ -94,6 +94,13 @@ def test_names_of_priors():
     assert common.parse_prior("tiny", ("text",), ("masked", "ar")) == ("text", "masked", "tiny")
     with pytest.raises(UserError, match='no prior "map-arr". Did you mean "map-ar"'):
         common.parse_prior("map-arr", ("text", "map"), ("ar",))
+    with pytest.raises(UserError, match='no prior "map"'):
+        common.parse_prior("map", ("text", "map"), ("ar",))
+    for choice in ("text-ar,map_tokens", "map-masked,absorbing", "small,size=128"):
+        with pytest.raises(UserError, match="does not go with the others"):
+            emoji.get_config(choice)
+    with pytest.raises(UserError, match="size=96 is not one of"):
+        emoji.get_config("text-ar,size=96")
     with pytest.raises(UserError, match='no prior "ar".'):
         common.parse_prior("ar", ("text",), ("masked",))
 

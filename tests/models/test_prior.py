@@ -120,6 +120,38 @@ def test_steps_with_a_cache_are_the_whole_pass(kind, by, positions, scan_layers)
     np.testing.assert_allclose(jnp.stack(logits, 1), apply(params, inputs, condition), atol=2e-5)
 
 
+def test_every_level_of_a_residual_token_is_told_its_whole_cell():
+    plain = conditioners.MapConditioner(3, GRID, DIM)
+    params = random_params(plain, MAPS)
+    added = plain.apply(params, MAPS).added
+    levels = conditioners.MapConditioner(3, GRID, DIM, depth=2).apply(params, MAPS).added
+    np.testing.assert_array_equal(levels.reshape(2, N, 2, DIM), jnp.stack([added, added], 2))
+
+
+@pytest.mark.parametrize(("kind", "by"), [("text", "prefix"), ("text", "cross"), ("map_tokens", "prefix")])
+def test_fused_attention_gets_whole_masks(kind, by, monkeypatch):
+    seen, attend = [], jax.nn.dot_product_attention
+
+    def check(query, key, value, mask=None, implementation=None):
+        assert implementation == "cudnn"
+        seen.append(mask)
+        assert mask is None or mask.shape[2:] == (query.shape[1], key.shape[1])
+        return attend(query, key, value, mask=mask, implementation="xla")
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", check)
+    conditioner, condition = CONDITIONS[kind]
+    sizes = dict(dim=DIM, depth=1, num_heads=2, causal=True, condition_by=by, attention="cudnn")
+    net = PriorNet(5, GRID, conditioner, **sizes)
+    if kind == "text":
+        net = net.clone(conditioner=conditioners.FeatureConditioner(DIM))
+        condition = CONDITIONS["features"][1]
+    params = random_params(net, TOKENS, condition)
+    encoded = net.apply(params, condition, method="encode_condition")
+    state = net.apply(params, 2, encoded, method="start")
+    net.apply(params, state, TOKENS[:, 0], jnp.int32(0), method="step")
+    assert any(mask is not None for mask in seen)
+
+
 def test_a_timed_network_is_told_the_noise_level():
     net, apply, params, condition = make_prior(timed=True)
     logits = [apply(params, TOKENS, condition, None, jnp.full(2, time)) for time in (0.1, 0.11, 1.0)]

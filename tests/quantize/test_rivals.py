@@ -127,6 +127,23 @@ def test_entropies_by_hand():
     assert np.isfinite(gradient).all()
 
 
+def test_the_entropy_loss_of_ibq_sees_its_codes_and_not_a_flat_softmax():
+    """Four features that all take code 0 by a little: at temperature 1 their softmax uses both evenly."""
+    features = jnp.array([[0.1, 0.0], [0.2, 0.0], [0.1, 0.1], [0.3, 0.1]]).reshape(1, 2, 2, 2)
+    codebook = jnp.array([[1.0, 0.0], [0.0, -1.0]])
+    out, flat = (quantize.ibq(features, codebook, entropy_temperature=t) for t in (0.01, 1.0))
+    assert not out.codes.any() and not flat.codes.any()
+    np.testing.assert_allclose(out.soft_posterior, [[1.0, 0.0]], atol=1e-4)
+    spreads = [-quantize.entropy_loss(jnp.zeros(1), x.soft_posterior) for x in (out, flat)]
+    np.testing.assert_allclose(spreads, [0.0, np.log(2.0)], atol=1e-2)
+    # Backward it is the softmax at temperature 1 in either case.
+    to_features, flat_to_features = (
+        jax.grad(lambda f, t: quantize.ibq(f, codebook, entropy_temperature=t).quantized.sum())(features, t)
+        for t in (0.01, 1.0)
+    )
+    np.testing.assert_array_equal(to_features, flat_to_features)
+
+
 def test_gradients_of_the_entropies_by_hand():
     """Of E[H]: 1 / positions; of -w H(E[q]): w (1 + log share) / images; Gumbel-VQ's: -1 / positions."""
     entropy = jnp.full((2, 1, 2), 0.3)

@@ -4,8 +4,11 @@ import dataclasses
 import logging
 
 import jax
+import numpy as np
 import pytest
 
+from regvq_jax import stages
+from regvq_jax.data.sources import Shuffled, make_source
 from regvq_jax.errors import UserError
 from regvq_jax.trained import load_tokenizer
 from regvq_jax.trainers import build, build_prior
@@ -76,7 +79,9 @@ MISTAKES = {
     "heads": (lambda c: c.prior.model.update(num_heads=3), "dim=32 is not a multiple of num_heads=3"),
     "rotary heads": (lambda c: c.prior.model.update(num_heads=16, positions="rotary"), "num_heads=16 x 4"),
     "prior": (lambda c: c.prior.update(name="maskd"), 'Did you mean "masked"'),
-    "another sampler": (lambda c: diffusion(c, choice_temperature=1.0), "choice_temperature is unknown"),
+    "another sampler": (lambda c: diffusion(c, order="halton"), "order is no setting of prior.name"),
+    "smoothing": (lambda c: c.prior.masked.update(label_smoothing=5.0), "label_smoothing=5.0 must be"),
+    "no draws": (lambda c: c.prior.evals.prior_loss.update(num_draws=0), "num_draws=0 must be at least 1"),
     "more steps than times": (lambda c: diffusion(c, steps=200), "steps=200 is more than"),
     "remasking with replacement": (lambda c: diffusion(c, remask="cap"), "remask=cap does nothing"),
 }
@@ -95,3 +100,33 @@ def test_cut_captions_are_counted(run, caplog):
     assert not caplog.records
     make(run, lambda config: config.prior.text.update(length=6))
     assert "captions have more than prior.text.length=6 ids and are cut" in caplog.text
+
+
+def test_mistakes_are_found_before_stage_one(run):
+    build_prior.check_prior_config(run[0]())
+    config = run[0]()
+    config.prior.condition_drop = 1.0
+    with pytest.raises(UserError, match="condition_drop=1.0 must be"):
+        build_prior.check_prior_config(config)
+    config = run[0]()
+    config.prior.optim.warmup_steps = 8
+    with pytest.raises(UserError, match="warmup_steps"):
+        build_prior.check_prior_config(config)
+
+
+def test_a_prior_goes_on_only_with_the_networks_it_began_with(run, tmp_path):
+    facts = make(run)[1]
+    stages.keep_facts(tmp_path, facts)
+    (tmp_path / "checkpoints").mkdir()
+    stages.keep_facts(tmp_path, facts)
+    with pytest.raises(UserError, match=r"tokenizer_hash \(\w+ then, other now\)"):
+        stages.keep_facts(tmp_path, dataclasses.replace(facts, tokenizer_hash="other"))
+
+
+def test_shuffled_conditions_are_not_those_of_neighbours():
+    source = make_source("emoji-grounds", split="heldout", image_size=32)
+    shuffled = Shuffled(source)
+    classes = np.array([shuffled[i]["class"] for i in range(0, 400)])
+    assert np.mean(classes == np.roll(classes, 1)) < 0.4  # 0.95 in the order of the source.
+    order = [shuffled[i]["text"] for i in range(len(shuffled))]
+    assert sorted(order) == sorted(source[i]["text"] for i in range(len(source)))
