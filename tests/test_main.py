@@ -33,7 +33,7 @@ def test_the_whole_road(tiny_run):
     for stage in ("tokenizer", "prior"):
         assert (workdir / stage / "metrics.jsonl").exists()
         assert list((workdir / stage).glob("events.out.tfevents*"))
-    for words in ("codebook usage", "PSNR", "held-out loss", "captions shuffled", "samples.png"):
+    for words in ("codebook usage", "PSNR", "bits a token", "conditions shuffled", "samples.png"):
         assert words in output
     assert read_json(workdir / "tokens" / "train" / "meta.json")["num_examples"] == 64
 

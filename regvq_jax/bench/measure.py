@@ -82,6 +82,8 @@ def measure_in_turns(
 ) -> dict[str, Measurement]:
     """Measures programs in one process each; a round runs each of them once, so that noise hits all.
 
+    Every second round goes the other way round: none is always the one behind the heaviest.
+
     Args:
         programs: by name, a picklable function that makes the inputs and returns the function that builds
             the program from them. Both are called in the program's own process.
@@ -98,9 +100,11 @@ def measure_in_turns(
         for name, make_inputs in programs.items():
             workers[name] = _Worker(make_inputs, limits)
             workers[name].prepare()
+        order = list(workers.values())
         for _ in range(limits.repeats):
-            for worker in workers.values():
+            for worker in order:
                 worker.repeat()
+            order.reverse()
         measurements = {name: worker.finish() for name, worker in workers.items()}
     finally:
         for worker in workers.values():
@@ -110,11 +114,28 @@ def measure_in_turns(
     return measurements
 
 
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def warn_if_busy() -> float:
+    """The number of programs that wanted a core in the last minute; says so if they are in the way."""
+    load = os.getloadavg()[0]
+    if load > num_cores() / 2:
+        log.warning(
+            "others use this machine (load %.1f on %d cores): times mean little, least where a program's "
+            "threads wait for each other",
+            load,
+            num_cores(),
+        )
+    return load
+
+
 def describe_machine() -> str:
     """The processor, its cores that this process may use, and the memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{platform.machine()}, {cores} CPU cores, {gib:.0f} GiB, Python {platform.python_version()}"
+    return f"{platform.machine()}, {num_cores()} CPU cores, {gib:.0f} GiB, Python {platform.python_version()}"
 
 
 class _Worker:

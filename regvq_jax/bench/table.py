@@ -13,44 +13,57 @@ from rich.text import Text
 from regvq_jax.files import write_json_atomic, write_text_atomic
 
 MIN_WIDTH = 120
+LONGEST = 400
 NAME_WIDTH = 24  # a longer name goes on in the next line
 
 Columns = Mapping[str, tuple[str, Callable[[Any], str]]]
+# The fields that say what a row is: a number, and a name.
+QUANTIZER = ("codes", "quantizer")
 
 
-def make_cells(rows: Sequence[Mapping], columns: Columns) -> list[list[str]]:
+def make_cells(
+    rows: Sequence[Mapping], columns: Columns, case: tuple[str, str] = QUANTIZER
+) -> list[list[str]]:
     """The table as text, its heading first; "-" where a row has no figure.
 
     Args:
-        rows: "codes", "quantizer" and "failure" of each case, and its figures by field.
+        rows: of each case the two fields of `case`, "failure", and its figures by field.
         columns: field and form of the figures by heading.
+        case: fields of a number and of a name that say what a row is.
     """
-    cells = [["codes", "quantizer", *columns]]
+    number, name = case
+    cells = [[number, name, *columns]]
     for row in rows:
         texts = {
             heading: show(row[field]) if field in row else "-" for heading, (field, show) in columns.items()
         }
-        name = row["quantizer"] + (f": {row['failure']}" if row["failure"] else "")
-        cells.append([f"{row['codes']:,}", name, *texts.values()])
+        label = row[name] + (f": {row['failure']}" if row["failure"] else "")
+        cells.append([f"{row[number]:,}", label, *texts.values()])
     return cells
 
 
-def show(rows: Sequence[Mapping], columns: Columns, caption: str) -> None:
+def show(
+    rows: Sequence[Mapping], columns: Columns, caption: str, case: tuple[str, str] = QUANTIZER
+) -> None:
     """Prints the table; args as of `make_cells`."""
     # In a Text brackets are brackets.
     table = Table(caption=Text(caption), caption_justify="left", box=box.SIMPLE_HEAD)
-    heading, *body = make_cells(rows, columns)
+    heading, *body = make_cells(rows, columns, case)
     for index, text in enumerate(heading):
         is_name = index == 1
-        width = NAME_WIDTH if is_name else None
+        width = min(NAME_WIDTH, max(len(line[1]) for line in body)) if is_name else None
         table.add_column(text, justify="left" if is_name else "right", width=width)
     for line in body:
         table.add_row(*line)
-    console = Console(width=max(MIN_WIDTH, Console().width))
-    console.print(table)
+    # Rich cuts numbers to fit; a line that is too long is the lesser evil.
+    console = Console(width=LONGEST)
+    width = max(MIN_WIDTH, Console().width, console.measure(table).maximum)
+    console.print(table, width=width)
 
 
-def write(path: Path, rows: Sequence[Mapping], columns: Columns, caption: str) -> None:
+def write(
+    path: Path, rows: Sequence[Mapping], columns: Columns, caption: str, case: tuple[str, str] = QUANTIZER
+) -> None:
     """Writes the table as Markdown, or all figures as JSON, and prints the path.
 
     Raises:
@@ -59,7 +72,7 @@ def write(path: Path, rows: Sequence[Mapping], columns: Columns, caption: str) -
     if path.suffix == ".json":
         write_json_atomic(path, {"about": caption, "rows": rows})
     else:
-        heading, *body = (f"| {' | '.join(line)} |" for line in make_cells(rows, columns))
+        heading, *body = (f"| {' | '.join(line)} |" for line in make_cells(rows, columns, case))
         rule = "| ---: | --- |" + " ---: |" * len(columns)
         write_text_atomic(path, "\n".join([heading, rule, *body, "", caption, ""]))
     print(path)

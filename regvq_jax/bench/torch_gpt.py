@@ -1,4 +1,4 @@
-"""A GPT in plain PyTorch with the weights of a causal, unconditional `PriorNet`: a rival to measure against."""
+"""A GPT in plain PyTorch with the weights of a causal, unconditional `PriorNet`: what ours is measured by."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -58,8 +58,8 @@ class TorchGPT:
             query, key, value = linear(h, *block["query_key_value"]).view(heads).unbind(1)
             keys[:, :, position] = key
             values[:, :, position] = value
-            end = position + 1
-            h = functional.scaled_dot_product_attention(query[:, :, None], keys[:, :, :end], values[:, :, :end])
+            filled = keys[:, :, : position + 1], values[:, :, : position + 1]
+            h = functional.scaled_dot_product_attention(query[:, :, None], *filled)
             x = x + linear(h.reshape(x.shape), *block["out"])
             h = layer_norm(x, dim, *block["mlp_norm"], EPSILON)
             h = functional.gelu(linear(h, *block["mlp_in"]), approximate="tanh")

@@ -188,7 +188,9 @@ def _assign(keys, logits, codebook, mask_ratio, temperature, entropy_temperature
     quantized = codebook[codes] + soft_path @ jax.lax.stop_gradient(codebook)
     one_hot = jax.nn.one_hot(codes, num_codes, dtype=jnp.float32)
 
-    log_probabilities = jax.nn.log_softmax(logits / entropy_temperature, -1)
+    # Less the largest before they are scaled: a low temperature would scale rounding errors, too.
+    largest = jax.lax.stop_gradient(jnp.take_along_axis(logits, best_codes[..., None], -1))
+    log_probabilities = jax.nn.log_softmax((logits - largest) / entropy_temperature, -1)
     probabilities = jnp.exp(log_probabilities)
     difference = jax.lax.stop_gradient(codebook[codes] - codebook[best_codes])
     zeros = jnp.zeros(codes.shape, jnp.float32)
