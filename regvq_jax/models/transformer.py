@@ -106,18 +106,25 @@ class Block(nn.Module):
         return self.cross_attention.keys_values(memory)
 
     def __call__(
-        self, x: jax.Array, context: Context, past: Cache | None = None, deterministic: bool = True
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        self,
+        x: jax.Array,
+        context: Context,
+        cache: Cache | None = None,
+        layer: jax.Array | int = 0,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, Cache | None]:
         """One block.
 
         Args:
             x: float [B, Q, dim].
             context: see `Context`.
-            past: this layer's part of a cache, without the depth axis, or None: the keys are those of x.
+            cache: of all layers, which gets the keys and values of x before they are read; None: x sees
+                itself alone.
+            layer: int32 [], whose place in the cache is this block's.
             deterministic: False draws dropout from the "dropout" stream.
 
         Returns:
-            float [B, Q, dim]; keys and values of x, [B, Q, heads, head_dim] each.
+            float [B, Q, dim]; the cache with x in it.
         """
         parts = iter(())
         if self.modulated:
@@ -131,23 +138,23 @@ class Block(nn.Module):
             shift, scale, gate = next(parts), next(parts), next(parts)
             return x + gate * self.drop(fn(h * (1 + scale) + shift), deterministic=deterministic)
 
-        own = []
-
         def attend_self(h):
+            nonlocal cache
             key, value = self.self_attention.keys_values(h, context.angles)
-            own.extend((key, value))
-            if past is not None:
-                key, value = (
-                    jax.lax.dynamic_update_slice_in_dim(old, new, context.index, 1)
-                    for old, new in ((past.key, key), (past.value, value))
+            if cache is not None:
+                start = (layer, 0, context.index, 0, 0)
+                cache = cache._replace(
+                    key=jax.lax.dynamic_update_slice(cache.key, key[None], start),
+                    value=jax.lax.dynamic_update_slice(cache.value, value[None], start),
                 )
+                key, value = cache.key[layer], cache.value[layer]
             return self.self_attention(h, key, value, context.mask, context.angles)
 
         def attend_memory(h):
-            if past is None:
+            if cache is None:
                 key, value = self.memory_keys_values(context.memory)
             else:
-                key, value = past.memory_key, past.memory_value
+                key, value = cache.memory_key[layer], cache.memory_value[layer]
             mask = None if context.memory_mask is None else context.memory_mask[:, None, None]
             return self.cross_attention(h, key, value, mask)
 
@@ -155,7 +162,7 @@ class Block(nn.Module):
         if self.cross:
             x = branch(x, self.cross_norm, attend_memory)
         x = branch(x, self.mlp_norm, lambda h: self.mlp_out(nn.gelu(self.mlp_in(h))))
-        return x, tuple(own)
+        return x, cache
 
 
 class Blocks(nn.Module):
@@ -215,15 +222,7 @@ class Blocks(nn.Module):
 
         def run(block, carry, layer):
             x, cache = carry
-            past = None if cache is None else jax.tree.map(lambda leaf: leaf[layer], cache)
-            x, (key, value) = block(x, context, past, deterministic)
-            if cache is not None:
-                start = (layer, 0, context.index, 0, 0)
-                cache = cache._replace(
-                    key=jax.lax.dynamic_update_slice(cache.key, key[None], start),
-                    value=jax.lax.dynamic_update_slice(cache.value, value[None], start),
-                )
-            return (x, cache), None
+            return block(x, context, cache, layer, deterministic), None
 
         if self.remat != "none":
             run = nn.remat(run, policy=REMAT[self.remat], prevent_cse=not self.scan_layers)

@@ -92,4 +92,5 @@ def test_memory_of_the_autoregressive_sampler_is_its_cache():
     for side in (8, 16):
         # Keys and values of every layer, of rows with their condition and with the null.
         cache = 4 * 2 * DEPTH * 2 * rows * (side**2 + 1) * DIM
-        assert cache < temp_bytes("autoregressive", rows, grid=(side, side)) < 1.5 * cache
+        # And once more those of the layer at work, half of a cache of two layers.
+        assert cache < temp_bytes("autoregressive", rows, grid=(side, side)) < 1.6 * cache
