@@ -208,15 +208,15 @@ def check_equal(problem: Problem, device: str | None) -> int:
 
 
 # Field of a row, and how the table shows it.
-MIB = lambda x: f"{x / 2**20:,.1f}"
+_MIB = lambda x: f"{x / 2**20:,.1f}"
 COLUMNS = {
     "tokens/s": ("tokens_per_second", lambda x: f"{x:,.0f}"),
     f"x {UNCACHED}": ("speed_over_uncached", lambda x: f"{x:.2f}"),
     f"x {TORCH}": ("speed_over_torch", lambda x: f"{x:.2f}"),
-    "cache MiB": ("cache_bytes", MIB),
-    "temp MiB": ("temp_bytes", MIB),
-    "beside cache MiB": ("temp_beside_cache", MIB),
-    "RSS MiB": ("rss_bytes", MIB),
+    "cache MiB": ("cache_bytes", _MIB),
+    "temp MiB": ("temp_bytes", _MIB),
+    "beside cache MiB": ("temp_beside_cache", _MIB),
+    "RSS MiB": ("rss_bytes", _MIB),
     "tokens off": ("tokens_off", lambda x: f"{x:,}"),
     "n": ("repeats", lambda x: f"{x}"),
 }
