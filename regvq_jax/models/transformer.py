@@ -39,19 +39,34 @@ class Context(NamedTuple):
     index: jax.Array | int = 0
 
 
+# One array a layer, or, where layers are scanned over, one for all with a leading axis depth.
+Layers = tuple[jax.Array, ...] | jax.Array
+
+
 class Cache(NamedTuple):
-    """Keys and values between the steps of a causal transformer, by layer.
+    """Keys and values between the steps of a causal transformer.
+
+    Heads come before places, as the products of attention want them: a step transposes nothing.
 
     Attributes:
-        key, value: [depth, B, S, heads, head_dim], of the sequence, S its full length.
-        memory_key, memory_value: [depth, B, L, heads, head_dim], of the memory; None without
+        key, value: [B, heads, S, head_dim] of each layer, of the sequence, S its full length.
+        memory_key, memory_value: [B, heads, L, head_dim] of each layer, of the memory; None without
             cross-attention.
     """
 
-    key: jax.Array
-    value: jax.Array
-    memory_key: jax.Array | None = None
-    memory_value: jax.Array | None = None
+    key: Layers
+    value: Layers
+    memory_key: Layers | None = None
+    memory_value: Layers | None = None
+
+
+def put(layers: Layers, layer: jax.Array | int, index: jax.Array | int, new: jax.Array) -> Layers:
+    """Puts one layer's keys or values, [B, Q, heads, head_dim], at `index` of a `Cache`'s."""
+    new = new.swapaxes(1, 2)
+    if not isinstance(layers, tuple):
+        return jax.lax.dynamic_update_slice(layers, new[None], (layer, 0, 0, index, 0))
+    own = jax.lax.dynamic_update_slice_in_dim(layers[layer], new, index, 2)
+    return (*layers[:layer], own, *layers[layer + 1 :])
 
 
 class Block(nn.Module):
@@ -120,7 +135,7 @@ class Block(nn.Module):
             context: see `Context`.
             cache: of all layers, which gets the keys and values of x before they are read; None: x sees
                 itself alone.
-            layer: int32 [], whose place in the cache is this block's.
+            layer: int32 [] or int, whose place in the cache is this block's.
             deterministic: False draws dropout from the "dropout" stream.
 
         Returns:
@@ -142,19 +157,18 @@ class Block(nn.Module):
             nonlocal cache
             key, value = self.self_attention.keys_values(h, context.angles)
             if cache is not None:
-                start = (layer, 0, context.index, 0, 0)
                 cache = cache._replace(
-                    key=jax.lax.dynamic_update_slice(cache.key, key[None], start),
-                    value=jax.lax.dynamic_update_slice(cache.value, value[None], start),
+                    key=put(cache.key, layer, context.index, key),
+                    value=put(cache.value, layer, context.index, value),
                 )
-                key, value = cache.key[layer], cache.value[layer]
+                key, value = (x[layer].swapaxes(1, 2) for x in (cache.key, cache.value))
             return self.self_attention(h, key, value, context.mask, context.angles)
 
         def attend_memory(h):
             if cache is None:
                 key, value = self.memory_keys_values(context.memory)
             else:
-                key, value = cache.memory_key[layer], cache.memory_value[layer]
+                key, value = (x[layer].swapaxes(1, 2) for x in (cache.memory_key, cache.memory_value))
             mask = None if context.memory_mask is None else context.memory_mask[:, None, None]
             return self.cross_attention(h, key, value, mask)
 
@@ -224,14 +238,16 @@ class Blocks(nn.Module):
             x, cache = carry
             return block(x, context, cache, layer, deterministic), None
 
-        if self.remat != "none":
+        if self.remat != "none" and cache is None:
             run = nn.remat(run, policy=REMAT[self.remat], prevent_cse=not self.scan_layers)
         x, cache = self._over_layers(run, (x, cache))[0]
         return self.last_norm(x), cache
 
-    def memory_keys_values(self, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What every block's cross-attention reads of a memory: [depth, B, L, heads, head_dim] each."""
-        return self._over_layers(lambda block, _, __: (None, block.memory_keys_values(memory)), None)[1]
+    def memory_keys_values(self, memory: jax.Array) -> tuple[Layers, Layers]:
+        """What every block's cross-attention reads of a memory, for a `Cache`."""
+        arrays = self._over_layers(lambda block, _, __: (None, block.memory_keys_values(memory)), None)[1]
+        heads_first = (x.swapaxes(2, 3) for x in arrays)
+        return tuple(x if self.scan_layers else tuple(x) for x in heads_first)
 
     def _over_layers(self, fn, carry):
         """(last carry, stacked results) of `fn(block, carry, layer)` over all layers."""
@@ -347,8 +363,9 @@ class Transformer(nn.Module):
         """A cache for `rows` sequences that holds the memory and no token yet; Args as in `__call__`."""
         height, width = self.grid
         prefix = 0 if memory is None or self.cross else memory.shape[1]
-        shape = (self.depth, rows, prefix + height * width, self.num_heads, self.dim // self.num_heads)
-        cache = Cache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+        shape = (self.depth, rows, self.num_heads, prefix + height * width, self.dim // self.num_heads)
+        empty = jnp.zeros(shape, self.dtype)
+        cache = Cache(*((empty if self.scan_layers else tuple(empty)),) * 2)
         if self.cross:
             key, value = self.blocks.memory_keys_values(memory.astype(self.dtype))
             return cache._replace(memory_key=key, memory_value=value)
@@ -376,7 +393,7 @@ class Transformer(nn.Module):
             The cache with the token in it; float [B, dim] as `__call__` gives at that place.
         """
         num_tokens = self.grid[0] * self.grid[1]
-        prefix = cache.key.shape[2] - num_tokens
+        prefix = cache.key[0].shape[2] - num_tokens
         seen = (jnp.arange(num_tokens) <= position)[None]
         if prefix:
             before = jnp.ones((1, prefix), bool) if memory_mask is None else memory_mask
