@@ -27,7 +27,7 @@ def set_prior(config: ConfigDict, name: str, *, settings: Mapping = {}, sampling
 
     Args:
         config: with a `prior` and a `sample` group, whose captions are kept.
-        name: a name in `build_prior.PRIORS`.
+        name: a name in `trainers.priors.PRIORS`.
         settings: over the defaults of the prior's own settings.
         sampling: over the defaults of its sampler's.
     """

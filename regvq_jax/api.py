@@ -15,7 +15,7 @@ from regvq_jax.evaluate.samples import decode_codes, draw_tokens, split_levels
 from regvq_jax.interop.tokenizer_file import save_tokenizer
 from regvq_jax.models.tokenizer import ImageTokenizer
 from regvq_jax.trained import TrainedPrior, load_prior, load_tokenizer, open_tokenizer
-from regvq_jax.trainers import build_prior
+from regvq_jax.trainers import build_prior, build_sampling
 from regvq_jax.workdir import load_config
 
 PyTree = Any
@@ -178,8 +178,8 @@ class Prior:
             if inputs is None:
                 raise UserError("This prior was trained without a condition: there is nothing to guide to.")
             settings["guidance"] = guidance
-        chosen = build_prior.sample_settings(self._config, **settings, captions=())
-        build_prior.check_sampling(chosen, self._trained.prior, self._trained.model.codebook_size)
+        chosen = build_sampling.sample_settings(self._config, **settings, captions=())
+        build_sampling.check_sampling(chosen, self._trained.prior, self._trained.model.codebook_size)
         if codes is None:
             codes = np.full((rows, *self._trained.model.grid), -1)
         tokens = self._tokens(codes, rows, lowest=-1)

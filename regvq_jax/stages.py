@@ -21,7 +21,7 @@ from regvq_jax.models.tokenizer import ImageTokenizer, encode_maps
 from regvq_jax.settings import choose, from_config
 from regvq_jax.token_stage import Encoder, TokenSettings, best_codes, cache_tokens
 from regvq_jax.trained import FACTS_NAME, load_map_tokenizer, load_tokenizer, read_facts
-from regvq_jax.trainers import build, build_prior
+from regvq_jax.trainers import build, build_condition, build_prior
 from regvq_jax.workdir import PRIOR_GROUPS, check_groups
 
 PyTree = Any
@@ -166,7 +166,7 @@ def run_training(make_trainer: Callable[[], Any], directory: Path, mesh, profile
     loop.train(make_trainer(), directory, mesh, profile_steps)
 
 
-def keep_facts(directory: Path, facts: build_prior.PriorFacts) -> None:
+def keep_facts(directory: Path, facts: build_condition.PriorFacts) -> None:
     """Writes what a prior owes to other networks and data; one that has begun must go on with the same.
 
     Raises:

@@ -12,8 +12,8 @@ from regvq_jax.files import read_json
 from regvq_jax.interop.tokenizer_file import load_tokenizer_file, param_shapes
 from regvq_jax.models.prior import PriorNet
 from regvq_jax.models.tokenizer import ImageTokenizer
-from regvq_jax.trainers import build, build_prior
-from regvq_jax.trainers.build_prior import PriorFacts
+from regvq_jax.trainers import build, build_condition, build_prior, build_sampling
+from regvq_jax.trainers.build_condition import PriorFacts
 from regvq_jax.trainers.prior import TokenPrior
 from regvq_jax.workdir import PRIOR_GROUPS, check_groups, load_config
 
@@ -115,7 +115,7 @@ def load_prior(
             f"this run's ({digest}): its codes mean nothing here; train a "
             "prior of its own, in another workdir."
         )
-    prior = build_prior.make_prior(config)
+    prior = build_sampling.make_prior(config)
     frozen, map_model = {}, None
     if facts.condition == "map_tokens":
         map_model, frozen["map_tokenizer"] = load_map_tokenizer(config, workdir, facts.num_label_classes)
@@ -125,7 +125,7 @@ def load_prior(
                 f"The prior in {directory} learned the map tokens of another map tokenizer "
                 f"({facts.map_tokenizer_hash}) than this run's ({digest}); train a prior of its own."
             )
-    condition, text = build_prior.make_condition(config, facts, tokenizer, map_model)
+    condition, text = build_condition.make_condition(config, facts, tokenizer, map_model)
     if text is not None:
         frozen["text"] = text.params
     model = build_prior.make_prior_net(config, prior, tokenizer, condition)

@@ -36,7 +36,7 @@ from regvq_jax.evaluate.samples import SampleSettings, decode_codes, draw_tokens
 from regvq_jax.models.prior import PriorNet
 from regvq_jax.models.tokenizer import ImageTokenizer
 from regvq_jax.trained import TrainedPrior, load_prior, load_tokenizer
-from regvq_jax.trainers import build, build_prior
+from regvq_jax.trainers import build, build_prior, build_sampling
 from regvq_jax.workdir import load_config
 
 PyTree = Any
@@ -80,7 +80,7 @@ def load(workdir: Path) -> Loaded:
     tokenizer, params = load_tokenizer(config, workdir)
     trained = load_prior(config, workdir, tokenizer, params)
     # () shows what is held out, not the config's captions.
-    return Loaded(tokenizer, params, trained, build_prior.sample_settings(config, captions=()))
+    return Loaded(tokenizer, params, trained, build_sampling.sample_settings(config, captions=()))
 
 
 def read_run(workdir: Path, name: str) -> Run:
@@ -98,7 +98,7 @@ def read_run(workdir: Path, name: str) -> Run:
     loaded = load(workdir)
     trained = loaded.trained
     heldout = build_prior.open_source(config, workdir, "heldout")
-    prompts = build_prior.make_prompts(config, loaded.settings, trained.condition, heldout)
+    prompts = build_sampling.make_prompts(config, loaded.settings, trained.condition, heldout)
     row = {
         "tokens": trained.model.num_tokens,
         "run": name,

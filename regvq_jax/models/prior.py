@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from regvq_jax.models.blocks import Cache
 from regvq_jax.models.conditioners import Encoded
 from regvq_jax.models.layers import Dtype
-from regvq_jax.models.transformer import Cache, Transformer, embedding_init
+from regvq_jax.models.transformer import Transformer, embedding_init
 
 TIME_FEATURES, TIME_SCALE = 128, 1000.0
 

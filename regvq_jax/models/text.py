@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from regvq_jax.models.blocks import Blocks, Context
 from regvq_jax.models.layers import Dtype
-from regvq_jax.models.transformer import Blocks, Context
 
 
 class TextEncoder(nn.Module):

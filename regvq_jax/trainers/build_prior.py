@@ -2,140 +2,36 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from regvq_jax.conditioning.condition import INPUTS, KINDS, Condition, host_transforms
 from regvq_jax.conditioning.frozen_text import load_frozen_text
-from regvq_jax.conditioning.text import make_tokenizer
 from regvq_jax.data.captions import count_cut_captions
-from regvq_jax.data.labels import label_colours
 from regvq_jax.data.sources import Shuffled, Source
 from regvq_jax.data.tokens import TokenSource, check_meta
-from regvq_jax.data.transforms import Transform, encode_text, resize_and_crop
+from regvq_jax.data.transforms import Transform, encode_text
 from regvq_jax.errors import UserError
-from regvq_jax.evaluate.samples import Prompts, SampleSettings, draw_tokens
-from regvq_jax.models import conditioners
+from regvq_jax.evaluate.samples import draw_tokens
 from regvq_jax.models.attention import IMPLEMENTATIONS
-from regvq_jax.models.layers import DTYPES
+from regvq_jax.models.blocks import REMAT
 from regvq_jax.models.prior import PriorNet
-from regvq_jax.models.tokenizer import ImageTokenizer, encode_maps
-from regvq_jax.models.transformer import POSITIONS, REMAT
+from regvq_jax.models.tokenizer import ImageTokenizer
+from regvq_jax.models.transformer import POSITIONS
 from regvq_jax.optim import OptimSettings, make_optimizer
 from regvq_jax.settings import DataSettings, TrainSettings, choose, from_config
 from regvq_jax.token_stage import TokenSettings, best_codes
 from regvq_jax.trainers import build
+from regvq_jax.trainers.build_condition import PriorFacts, TextSettings, gather_facts, make_condition
+from regvq_jax.trainers.build_sampling import check_sampling, make_prior, make_prompts, sample_settings
 from regvq_jax.trainers.prior import PriorTrainer, TokenPrior, batch_inputs, init_params
-from regvq_jax.trainers.priors import PRIORS
-from regvq_jax.workdir import PRIOR_GROUPS, check_groups
 
 PyTree = Any
 log = logging.getLogger("regvq_jax")
-NUM_SHOWN = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class PriorFacts:
-    """What a prior's network owes to its data and to other networks; `prior/facts.json`.
-
-    Attributes:
-        condition: its kind, one of `conditioning.condition.KINDS`.
-        tokenizer_hash: of the tokenizer whose tokens it learns.
-        num_classes: of "class", else 0.
-        num_label_classes: of "map" and "map_tokens", else 0.
-        map_tokenizer_hash, map_codebook_size, map_grid: of "map_tokens", else "", 0 and ().
-        text_digest: of a frozen text encoder, else "".
-    """
-
-    condition: str
-    tokenizer_hash: str
-    num_classes: int = 0
-    num_label_classes: int = 0
-    map_tokenizer_hash: str = ""
-    map_codebook_size: int = 0
-    map_grid: tuple[int, ...] = ()
-    text_digest: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class TextSettings:
-    """A config's `prior.text` group: how captions are read.
-
-    Attributes:
-        encoder: "learned", a small transformer that learns with the prior; "clip" or "minilm", frozen.
-        weights: of a frozen encoder; see `conditioning.frozen_text.load_frozen_text`.
-        length: L, the most text ids of a caption; longer ones are cut.
-        depth, embed_dim: of the learned encoder.
-    """
-
-    encoder: str = "learned"
-    weights: str = ""
-    length: int = 77
-    depth: int = 2
-    embed_dim: int = 64
-
-    def __post_init__(self):
-        choose(dict.fromkeys(("learned", "clip", "minilm")), self.encoder, "prior.text.encoder")
-        if self.length < 2:
-            raise UserError(f"config.prior.text.length={self.length} must be at least 2: start and end.")
-
-
-def make_prior(config: ConfigDict) -> TokenPrior:
-    """The prior that `config.prior.name` chooses, with the settings of the group of that name.
-
-    Raises:
-        UserError: the config is of another version, or the prior or a setting is unknown.
-    """
-    check_groups(config, "The config", PRIOR_GROUPS)
-    name = config.prior.name
-    cls = choose(PRIORS, name, "prior.name")
-    return from_config(cls, config.prior.get(name, {}), f"prior.{name}")
-
-
-def sample_settings(config: ConfigDict, **changes: Any) -> SampleSettings:
-    """How to draw: the config's `sample` group, some of it changed, checked against the prior.
-
-    Raises:
-        UserError: an unknown field, a value out of range, or guidance for a prior without a null condition.
-    """
-    cls = choose(PRIORS, config.prior.name, "prior.name").sampling
-    known = {field.name: field.default for field in dataclasses.fields(cls)}
-    foreign = sorted(config.sample.keys() - known.keys())
-    if foreign:
-        raise UserError(
-            f'config.sample.{foreign[0]} is no setting of prior.name="{config.prior.name}", which has '
-            f"{', '.join(known)}: prior and sample group go together, choose both in a config file "
-            "(configs/emoji.py:text-ar, text-masked, text-diffusion)."
-        )
-    values = dict(config.sample) | changes
-    for name in values.keys() & known.keys():
-        values[name] = _like(known[name], values[name], name)
-    settings = from_config(cls, values, "sample")
-    if settings.guidance != 1 and config.prior.condition != "none" and not config.prior.condition_drop:
-        raise UserError(
-            f"config.sample.guidance={settings.guidance} needs a prior that was trained without its "
-            "condition at times: set config.prior.condition_drop, such as 0.1, and train it, or guidance=1."
-        )
-    return settings
-
-
-def _like(default: Any, value: Any, name: str) -> Any:
-    """A value in the type of its default: numpy's and jax's numbers, too, become Python's."""
-    if isinstance(default, str | tuple):
-        return tuple(value) if isinstance(value, list) else value
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name}={value!r} must be a number.") from error
-    if isinstance(default, int) and number != int(number):
-        raise UserError(f"{name}={value!r} must be a whole number.")
-    return type(default)(number)
 
 
 def check_prior_config(config: ConfigDict) -> None:
@@ -160,140 +56,6 @@ def check_prior_config(config: ConfigDict) -> None:
     from_config(TokenSettings, config.tokens, "tokens")
     if config.prior.condition == "map_tokens":
         build.make_map_tokenizer(config, 2)
-
-
-def check_sampling(settings: SampleSettings, prior: TokenPrior, num_codes: int) -> None:
-    """Raises UserError where the settings do not go with the prior, or ask for more codes than there are."""
-    top_k = getattr(settings, "top_k", 0)
-    if top_k > num_codes:
-        raise UserError(
-            f"config.sample.top_k={top_k} is more than the {num_codes} codes there are; 0 keeps all."
-        )
-    prior.check_sampling(settings)
-
-
-def gather_facts(
-    config: ConfigDict,
-    sources: Sequence[Source],
-    tokenizer_params: PyTree,
-    map_tokenizer: tuple[ImageTokenizer, PyTree] | None,
-) -> PriorFacts:
-    """What the sources and the frozen networks say of the prior to be trained.
-
-    Args:
-        config: of the run.
-        sources: training and held-out images or tokens.
-        tokenizer_params: of the frozen tokenizer.
-        map_tokenizer: (network, parameters) of the map tokenizer, None where there is none.
-
-    Raises:
-        UserError: a source does not have what `config.prior.condition` wants.
-    """
-    kind = config.prior.condition
-    if kind == "auto":
-        kind = "text" if sources[0].has_text else "none"
-    choose(dict.fromkeys(("auto", *KINDS)), kind, "prior.condition")
-    for split, source in zip(("training", "held-out"), sources, strict=True):
-        has = {
-            "text": source.has_text,
-            "class": source.num_classes > 0,
-            "map": source.num_label_classes > 0,
-            "map_tokens": source.num_label_classes > 0 and map_tokenizer is not None,
-        }
-        if not has.get(kind, True):
-            there = [name for name, present in has.items() if present]
-            raise UserError(
-                f'config.prior.condition="{kind}" needs what the {split} data {source.name} do not have; '
-                f"they have {', '.join(there) or 'images only'}: choose one of "
-                f'"auto", "none"{"".join(f", {name!r}" for name in there)}, or other data.'
-            )
-    source = sources[0]
-    facts = PriorFacts(condition=kind, tokenizer_hash=build.hash_params(tokenizer_params))
-    if kind == "class":
-        return dataclasses.replace(facts, num_classes=source.num_classes)
-    if kind in ("map", "map_tokens"):
-        facts = dataclasses.replace(facts, num_label_classes=source.num_label_classes)
-    if kind == "map_tokens":
-        model, params = map_tokenizer
-        facts = dataclasses.replace(
-            facts,
-            map_tokenizer_hash=build.hash_params(params),
-            map_codebook_size=model.quantizer.codebook_size,
-            map_grid=build.token_grid(config, model),
-        )
-    return facts
-
-
-def make_condition(
-    config: ConfigDict, facts: PriorFacts, tokenizer: ImageTokenizer, map_tokenizer: ImageTokenizer | None
-) -> tuple[Condition, PyTree]:
-    """The condition of a prior, and the parameters of its frozen text encoder, or None.
-
-    Args:
-        config: of the run.
-        facts: of the prior.
-        tokenizer: of the images.
-        map_tokenizer: of the label maps, for "map_tokens".
-
-    Raises:
-        UserError: text settings that do not fit, or other weights than the prior was trained with.
-    """
-    kind, model = facts.condition, config.prior.model
-    shared = {"dim": model.dim, "dtype": choose(DTYPES, model.dtype, "prior.model.dtype")}
-    if kind == "none":
-        return Condition(), None
-    if kind == "class":
-        conditioner = conditioners.ClassConditioner(facts.num_classes, **shared)
-        return Condition(kind, conditioner, size=facts.num_classes), None
-    if kind == "map":
-        side = (config.data.image_size,) * 2
-        grid = (side[0] // tokenizer.downsampling,) * 2
-        depth = tokenizer.quantizer.depth
-        conditioner = conditioners.MapConditioner(facts.num_label_classes, grid, depth=depth, **shared)
-        return Condition(kind, conditioner, size=facts.num_label_classes, map_shape=side), None
-    if kind == "map_tokens":
-        conditioner = conditioners.MapTokenConditioner(
-            facts.map_codebook_size, tuple(facts.map_grid), **shared
-        )
-        return Condition(
-            kind,
-            conditioner,
-            size=facts.num_label_classes,
-            map_shape=(int(np.prod(facts.map_grid)),),
-            encode_maps_fn=partial(encode_maps, map_tokenizer),
-        ), None
-    text = from_config(TextSettings, config.prior.text, "prior.text")
-    if text.encoder == "learned":
-        conditioner = conditioners.TextConditioner(
-            length=text.length,
-            depth=text.depth,
-            num_heads=model.num_heads,
-            embed_dim=text.embed_dim,
-            dropout=model.dropout,
-            **shared,
-        )
-        tokenizer = make_tokenizer()
-        return Condition(
-            kind,
-            conditioner,
-            length=text.length,
-            encode_fn=tokenizer.encode,
-            lengths_fn=tokenizer.lengths,
-        ), None
-    frozen = load_frozen_text(text.encoder, text.weights, text.length, shared["dtype"])
-    if facts.text_digest and frozen.digest != facts.text_digest:
-        raise UserError(
-            f"config.prior.text.weights={text.weights} are not those that this prior was trained with "
-            f"(digest {frozen.digest} instead of {facts.text_digest}): give it the same file."
-        )
-    return Condition(
-        kind,
-        conditioners.FeatureConditioner(**shared),
-        length=text.length,
-        encode_fn=frozen.encode_fn,
-        lengths_fn=frozen.tokenizer.lengths,
-        frozen_module=frozen.module,
-    ), frozen
 
 
 def make_prior_net(
@@ -448,30 +210,6 @@ def bound(
         return apply(tokens, encoded, time if model.timed else None, method="predict")
 
     return prior.bound(network_fn, tokens, key, model.special_id, draws)
-
-
-def make_prompts(
-    config: ConfigDict, settings: SampleSettings, condition: Condition, heldout: Source | TokenSource
-) -> Prompts:
-    """What the sample sheet shows: the config's captions, or the first held-out conditions."""
-    elements = [heldout[i] for i in range(min(NUM_SHOWN, len(heldout)))]
-    if config.prior.from_images:
-        elements = [resize_and_crop(element, size=config.data.image_size) for element in elements]
-    nothing = ("",) * len(elements)
-    if condition.kind == "none":
-        return Prompts(None, nothing)
-    if condition.kind == "text":
-        captions = tuple(settings.captions) or tuple(element["text"] for element in elements)
-        return Prompts(condition.inputs(text=captions), captions)
-    if condition.kind == "class":
-        classes = [int(element["class"]) for element in elements]
-        names = heldout.class_names or tuple(f"class {c}" for c in range(condition.size))
-        return Prompts(condition.inputs(classes=classes), tuple(names[c] for c in classes))
-    labels = np.stack([element["labels"] for element in elements])
-    maps = label_colours(condition.size)[labels]
-    if "map_tokens" in elements[0]:
-        return Prompts(np.stack([element["map_tokens"] for element in elements]), nothing, maps)
-    return Prompts(condition.inputs(labels=labels), nothing, maps)
 
 
 def init_shapes(model: PriorNet, condition: Condition, frozen: PyTree) -> PyTree:

@@ -14,7 +14,7 @@ from regvq_jax.errors import UserError
 from regvq_jax.evaluate.samples import draw_tokens
 from regvq_jax.optim import OptimSettings, make_optimizer
 from regvq_jax.settings import DataSettings, TrainSettings, from_config
-from regvq_jax.trainers import build, build_prior
+from regvq_jax.trainers import build, build_condition, build_prior, build_sampling
 from regvq_jax.trainers.prior import PriorTrainer
 from regvq_jax.workdir import flatten
 
@@ -53,14 +53,14 @@ def test_every_prior_traces(name, choice):
     """At full size: the network is made, takes a step, and draws, in shapes alone."""
     config = importlib.import_module(f"configs.{name}").get_config(choice).lock()
     tokenizer = build.make_image_tokenizer(config)
-    prior = build_prior.make_prior(config)
+    prior = build_sampling.make_prior(config)
     kind = {"auto": "text"}.get(config.prior.condition, config.prior.condition)
-    facts = build_prior.PriorFacts(kind, "", num_label_classes=25, map_codebook_size=16, map_grid=(4, 4))
+    facts = build_condition.PriorFacts(kind, "", num_label_classes=25, map_codebook_size=16, map_grid=(4, 4))
     map_model = build.make_map_tokenizer(config, 25) if kind == "map_tokens" else None
-    condition, _ = build_prior.make_condition(config, facts, tokenizer, map_model)
+    condition, _ = build_condition.make_condition(config, facts, tokenizer, map_model)
     model = build_prior.make_prior_net(config, prior, tokenizer, condition)
-    settings = build_prior.sample_settings(config)
-    build_prior.check_sampling(settings, prior, model.codebook_size)
+    settings = build_sampling.sample_settings(config)
+    build_sampling.check_sampling(settings, prior, model.codebook_size)
     trainer = PriorTrainer(
         prior=prior,
         model=model,
