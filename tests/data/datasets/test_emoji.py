@@ -10,20 +10,7 @@ pytest.importorskip("tensorflow_datasets")
 SCRIPT = """
 import sys
 
-
-class WithoutTensorflow:
-    def __init__(self, finder):
-        self.finder = finder
-
-    def find_spec(self, name, path=None, target=None):
-        hidden = name.partition(".")[0] == "tensorflow"
-        return None if hidden else self.finder.find_spec(name, path, target)
-
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-
-
-sys.meta_path[:] = [WithoutTensorflow(finder) for finder in sys.meta_path]
+import tests.hide_tensorflow
 
 import numpy as np
 import tensorflow_datasets as tfds

@@ -1,0 +1,72 @@
+"""A config file with its choices and changed fields, as --config=FILE:CHOICES --config.FIELD=VALUE give it."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from regvq_jax.errors import UserError
+
+
+def check_config_file(spec: str) -> None:
+    """Makes sure that there is a config file, and makes the file's neighbours importable.
+
+    Args:
+        spec: its path, with or without choices after a colon.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    path = Path(spec.partition(":")[0])
+    if not path.is_file():
+        near = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py"))) or "none in ./configs"
+        raise UserError(f"The config file {path} does not exist; here there are: {near}.")
+    # Configs import their shared blocks as `from configs import common`, wherever the call is made from.
+    parent = str(path.resolve().parent.parent)
+    if parent not in sys.path:
+        sys.path.append(parent)
+
+
+def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Parses absl's flags, with one sentence for each mistake.
+
+    Args:
+        flag_values: the flags.
+        argv: the program's name and its arguments.
+
+    Returns:
+        `argv` without what was a flag.
+
+    Raises:
+        UserError: an unknown flag or field of the config, or a value of another type.
+    """
+    try:
+        return flag_values(argv)
+    except AttributeError as error:
+        # ml_collections names the field and the nearest valid one.
+        raise UserError("The config has no " + " ".join(str(error).strip("'\"").split())) from error
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def load_config_file(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Reads a config file as `regvq_jax.main` does, for programs without absl's flags.
+
+    Args:
+        spec: its path, with or without choices after a colon.
+        overrides: changed fields, "--config.FIELD=VALUE" each.
+
+    Returns:
+        The config, locked.
+
+    Raises:
+        UserError: there is no such file, or a choice, a field or a value is wrong.
+    """
+    check_config_file(spec)
+    argv = ["config_file", f"--config={spec}", *overrides]
+    flag_values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=flag_values, sys_argv=argv)
+    parse_flags(flag_values, argv)
+    return flag_values.config

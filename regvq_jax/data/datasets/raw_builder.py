@@ -1,0 +1,470 @@
+"""What the tensorflow-datasets builders share: raw files to array_record shards, in parallel and resumable.
+
+    builder = Ade20k(raw=["ADEChallengeData2016.zip"], data_dir="~/tensorflow_datasets")
+    builder.download_and_prepare()  # nothing is downloaded
+
+tensorflow is needed neither to write nor to read: shards are array_record. Threads write one shard
+each; a call that was broken off, even by kill -9, finds the shards that it had finished.
+"""
+
+import abc
+import hashlib
+import io
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from PIL import ExifTags, Image
+from tensorflow_datasets.core import writer as tfds_writer
+
+from regvq_jax.data.images import ImageError, read_image
+from regvq_jax.data.labels import label_colours
+from regvq_jax.data.listing import MAX_SKIPPED_SHARE, first_names
+from regvq_jax.data.transforms import resize_and_crop
+from regvq_jax.data.tree import Tree, open_trees
+from regvq_jax.errors import UserError
+from regvq_jax.evaluate.sheets import captioned_sheet
+from regvq_jax.files import (
+    check_writable,
+    read_json,
+    report_write_errors,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_text_atomic,
+)
+from regvq_jax.progress import Progress
+
+CODE_VERSION = 1  # of what is written; shards of another one are not kept
+SHARD_EXAMPLES = 1024
+SHEET_EXAMPLES, SHEET_SIZE = 32, 128
+_PLAIN_MODES = ("RGB", "L")
+
+
+class Item(NamedTuple):
+    """One example before it is read.
+
+    Attributes:
+        key: unique in its split, the same wherever the raw files lie.
+        facts: what `Layout.read` needs to know.
+    """
+
+    key: str
+    facts: Any = None
+
+
+class Layout(Protocol):
+    """Where a download has its examples.
+
+    Attributes:
+        notes: what is worth a line in the report, filled by `items`.
+    """
+
+    notes: list[str]
+
+    def items(self) -> dict[str, list[Item]]:
+        """The items of each split; UserError where the files are not laid out as they should be."""
+
+    def read(self, item: Item) -> dict[str, Any]:
+        """The features of an item, images as the bytes of a file; ImageError: it is skipped. Thread-safe."""
+
+
+class RawBuilder(tfds.core.GeneratorBasedBuilder):
+    """A builder of a data set whose raw files the user has fetched.
+
+    Attributes:
+        RAW_HELP: what to fetch, for messages.
+        EXPECTED: official number of examples by config ("" without configs) and split.
+        LABEL_NAMES: of the classes of label maps in order; () without maps.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}
+    RAW_HELP = ""
+    EXPECTED: dict[str, dict[str, int]] = {}
+    LABEL_NAMES: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        *,
+        raw: Sequence[str | os.PathLike] = (),
+        num_workers: int | None = None,
+        allow_count_mismatch: bool = False,
+        file_format: str = "array_record",
+        **kwargs: Any,
+    ):
+        """Reads nothing yet.
+
+        Args:
+            raw: folders and archives, on a disk or at URLs; see `tree.open_trees`. Not needed to read a
+                prepared set.
+            num_workers: threads; by default one for each core. No choice changes what is written.
+            allow_count_mismatch: prepare what is not as large as the official set, or has many files that
+                cannot be read.
+            file_format: the one that needs no tensorflow.
+            **kwargs: of every builder: data_dir, config, version.
+        """
+        super().__init__(file_format=file_format, **kwargs)
+        self._raw = tuple(raw)
+        self._num_workers = num_workers or os.cpu_count() or 1
+        self._allow_count_mismatch = allow_count_mismatch
+        # While it prepares, tensorflow-datasets puts another directory in the place of data_dir.
+        self.partial_dir = Path(f"{self.data_dir}.partial")
+
+    @abc.abstractmethod
+    def make_layout(self, tree: Tree) -> Layout:
+        """The layout of this data set in a tree of raw files."""
+
+    @abc.abstractmethod
+    def make_features(self) -> dict[str, Any]:
+        """The features by name."""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        metadata = {}
+        if self.LABEL_NAMES:
+            metadata = {"num_label_classes": len(self.LABEL_NAMES), "label_names": list(self.LABEL_NAMES)}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.__doc__,
+            features=tfds.features.FeaturesDict(self.make_features()),
+            metadata=tfds.core.MetadataDict(metadata),
+        )
+
+    def open_layout(self) -> Layout:
+        """The layout of the raw files.
+
+        Raises:
+            UserError: none were named, or they cannot be opened.
+        """
+        if not self._raw:
+            raise UserError(
+                f"{self.name} is made from files that you have to fetch: {self.RAW_HELP} Name them by --raw."
+            )
+        return self.make_layout(open_trees(self._raw, self.partial_dir / "unzipped"))
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+        """Every split one example after another: what `_generate_splits` does in parallel."""
+        del dl_manager
+        layout = self.open_layout()
+        return {split: self._generate_examples(layout, items) for split, items in layout.items().items()}
+
+    def _generate_examples(self, layout: Layout, items: Sequence[Item]) -> Iterator[tuple[str, dict]]:
+        for item in items:
+            yield item.key, layout.read(item)
+
+    def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[tfds.core.SplitInfo]:
+        del dl_manager, download_config
+        check_writable(self.partial_dir)
+        layout = self.open_layout()
+        splits = layout.items()
+        for split, items in splits.items():
+            self._check_count(split, len(items), "in the raw files")
+            _check_keys(self.name, split, items)
+        self._begin(splits)
+        shards = {split: _cut(items) for split, items in splits.items()}
+        done = self._write_missing(layout, shards)
+
+        infos, report = [], {"name": self.info.full_name, "notes": layout.notes, "splits": {}}
+        for split, parts in shards.items():
+            results = [done[split, i] for i in range(len(parts))]
+            skipped = [tuple(x) for result in results for x in result["skipped"]]
+            count = sum(result["examples"] for result in results)
+            self._check_skipped(split, skipped, len(splits[split]))
+            if skipped:
+                self._check_count(split, count, "left without those that cannot be read")
+            template = self._get_filename_template(split)
+            for i in range(len(parts)):
+                target = Path(template.sharded_filepath(shard_index=i, num_shards=len(parts)))
+                with report_write_errors(target):
+                    shutil.move(self._shard_path(split, i), target)
+            num_bytes = sum(result["bytes"] for result in results)
+            lengths = [result["examples"] for result in results]
+            infos.append(tfds.core.SplitInfo(split, lengths, num_bytes, template))
+            report["splits"][split] = {"examples": count, "bytes": num_bytes, "skipped": skipped}
+        self._report(report, layout, splits)
+        shutil.rmtree(self.partial_dir)
+        return infos
+
+    def _begin(self, splits: dict[str, list[Item]]) -> None:
+        """Keeps the shards of an earlier call that had the same items; others are deleted."""
+        digest = hashlib.sha256(ascii((CODE_VERSION, SHARD_EXAMPLES, splits)).encode()).hexdigest()
+        record = self.partial_dir / "items.json"
+        if record.exists() and read_json(record) != digest:
+            logging.warning("%s was begun from other raw files: it begins anew.", self.partial_dir)
+            shutil.rmtree(self.partial_dir / "shards", ignore_errors=True)
+        (self.partial_dir / "shards").mkdir(parents=True, exist_ok=True)
+        write_json_atomic(record, digest)
+
+    def _shard_path(self, split: str, index: int) -> Path:
+        return self.partial_dir / "shards" / f"{split}-{index:05d}"
+
+    def _write_missing(
+        self, layout: Layout, shards: dict[str, list[list[Item]]]
+    ) -> dict[tuple[str, int], dict[str, Any]]:
+        """Writes the shards that are not there yet; what is known of each, by (split, index)."""
+        done = {}
+        for split, parts in shards.items():
+            for i in range(len(parts)):
+                record = self._shard_path(split, i).with_suffix(".json")
+                if record.exists():
+                    done[split, i] = read_json(record)
+        missing = [(s, i, part) for s, parts in shards.items() for i, part in enumerate(parts)]
+        missing = [(s, i, part) for s, i, part in missing if (s, i) not in done]
+        total = sum(len(part) for parts in shards.values() for part in parts)
+        progress = Progress(
+            self.name, total, total - sum(len(part) for _, _, part in missing), unit="examples"
+        )
+        stop, lock = threading.Event(), threading.Lock()
+
+        def count_one() -> None:
+            if stop.is_set():
+                raise _Stopped
+            with lock:
+                progress.update(progress.step + 1)
+
+        with progress, ThreadPoolExecutor(self._num_workers) as pool:
+            futures = {
+                pool.submit(self._write_shard, layout, split, i, part, count_one): (split, i)
+                for split, i, part in missing
+            }
+            try:
+                for future in as_completed(futures):
+                    done[futures[future]] = future.result()
+            finally:  # A failure of one, or Ctrl-C, ends the others at their next example.
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+        return done
+
+    def _write_shard(
+        self, layout: Layout, split: str, index: int, items: Sequence[Item], count_one: Any
+    ) -> dict[str, Any]:
+        path = self._shard_path(split, index)
+        skipped = []
+        features, examples = self.info.features, 0
+
+        def serialized() -> Iterator[tuple[str, bytes]]:
+            nonlocal examples
+            for item in items:
+                try:
+                    example = layout.read(item)
+                except ImageError as error:
+                    skipped.append((item.key, str(error)))
+                else:
+                    examples += 1
+                    yield item.key, features.serialize_example(features.encode_example(example))
+                count_one()
+
+        with report_write_errors(path):
+            tfds_writer.ExampleWriter(self.info.file_format).write(path, serialized())
+        result = {"examples": examples, "bytes": path.stat().st_size, "skipped": skipped}
+        # Last: a shard without it is not whole.
+        write_json_atomic(path.with_suffix(".json"), result)
+        return result
+
+    def _check_count(self, split: str, count: int, where: str) -> None:
+        config = self.builder_config.name if self.builder_config else ""
+        expected = self.EXPECTED.get(config, {}).get(split)
+        if expected is None or count == expected:
+            return
+        off = f"{abs(count - expected):,} {'too many' if count > expected else 'missing'}"
+        text = (
+            f"The {split} split of {self.info.full_name} has {expected:,} examples, and {count:,} are "
+            f"{where}: {off}"
+        )
+        if not self._allow_count_mismatch:
+            raise UserError(
+                f"{text}; fetch the data again, or go on with --allow_count_mismatch (results will not "
+                "compare with those on the whole set)."
+            )
+        logging.warning("%s; going on as told.", text)
+
+    def _check_skipped(self, split: str, skipped: Sequence[tuple[str, str]], total: int) -> None:
+        if len(skipped) > MAX_SKIPPED_SHARE * total and not self._allow_count_mismatch:
+            raise UserError(
+                f"{len(skipped):,} of the {total:,} examples of {self.name}'s {split} split cannot be read "
+                f"({skipped[0][1].rstrip('.')}; also {first_names([key for key, _ in skipped[1:]])}): fetch "
+                "the data again, or go on with --allow_count_mismatch."
+            )
+
+    def _report(self, report: dict[str, Any], layout: Layout, splits: dict[str, list[Item]]) -> None:
+        directory = Path(self.data_dir)
+        write_json_atomic(directory / "report.json", report)
+        lines = [
+            f"{split}\t{key}\t{reason}\n"
+            for split, facts in report["splits"].items()
+            for key, reason in facts["skipped"]
+        ]
+        if lines:
+            write_text_atomic(directory / "skipped.txt", "".join(lines))
+        first = next(iter(splits))
+        left_out = {key for key, _ in report["splits"][first]["skipped"]}
+        usable = [item for item in splits[first] if item.key not in left_out]
+        if usable:
+            spread = [usable[i * len(usable) // SHEET_EXAMPLES] for i in range(SHEET_EXAMPLES)]
+            sheet = self._contact_sheet([layout.read(item) for item in dict.fromkeys(spread)])
+            content = io.BytesIO()
+            sheet.save(content, format="png")
+            write_bytes_atomic(directory / "contact_sheet.png", content.getvalue())
+
+    def _contact_sheet(self, examples: Sequence[dict[str, Any]]) -> Image.Image:
+        """Pictures with a caption each, and with their coloured label maps beside them."""
+        pictures, captions = [], []
+        for example in examples:
+            element = {"image": read_image(example["image"])}
+            if "labels" in example:
+                element["labels"] = np.array(Image.open(io.BytesIO(example["labels"])))
+            element = resize_and_crop(element, size=SHEET_SIZE)
+            parts = [element["image"]]
+            if "labels" in example:
+                parts.append(label_colours(len(self.LABEL_NAMES))[element["labels"]])
+            pictures.append(np.concatenate(parts, 1))
+            texts = example.get("captions") or (example.get("name", ""),)
+            captions.append(texts[0])
+        return captioned_sheet(np.stack(pictures), captions, columns=8 if len(parts) == 1 else 4, scale=1)
+
+
+class _Stopped(Exception):
+    """Another shard has failed."""
+
+
+def find_root(tree: Tree, wanted: Sequence[str]) -> str:
+    """Under which folder the files of a data set lie: archives often have one on top.
+
+    Args:
+        tree: of raw files.
+        wanted: folders, as "images/training/", and files that must be there; each is a relative path.
+
+    Returns:
+        "" or a prefix that ends in "/", the same for all wanted.
+
+    Raises:
+        UserError: names what is missing, and what is there instead.
+    """
+    paths = [file.path for file in tree.files()]
+    roots = None
+    for name in wanted:
+        found = set()
+        for path in paths:
+            place = f"/{path}".find(f"/{name}")
+            if place >= 0 and (name.endswith("/") or f"/{path}"[place + 1 :] == name):
+                found.add(f"/{path}"[1 : place + 1])
+        roots = found if roots is None else roots & found
+    if not roots:
+        missing = [name for name in wanted if not any(f"/{name}" in f"/{path}" for path in paths)]
+        there = sorted({"/".join(path.split("/")[:2]) for path in paths})
+        raise UserError(
+            f"{tree.name} lacks {', '.join(missing or wanted)}"
+            f"{'' if missing else ' in one folder'}; expected {', '.join(wanted)}, found "
+            f"{first_names(there, 6) or 'no files'}."
+        )
+    return min(roots, key=lambda root: (len(root), root))
+
+
+def checked_image(tree: Tree, path: str) -> bytes:
+    """Reads an image and decodes it once, so that nothing is written that nobody can read.
+
+    Args:
+        tree: of raw files.
+        path: of the image in it.
+
+    Returns:
+        The file as it is, if it is JPEG or PNG in RGB or 8-bit grey and the right way up; otherwise a PNG of
+        what `read_image` makes of it, so that every reader sees the same.
+
+    Raises:
+        ImageError: it is missing or cannot be decoded.
+    """
+    content, pixels = _read(tree, path)
+    with Image.open(io.BytesIO(content)) as image:
+        upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        if image.format in ("JPEG", "PNG") and image.mode in _PLAIN_MODES and upright:
+            if not image.has_transparency_data:
+                return content
+    return png(pixels)
+
+
+def checked_labels(tree: Tree, path: str, num_classes: int) -> np.ndarray:
+    """Reads a label map, uint8 [H, W]: the ids, never the colours of a palette.
+
+    Raises:
+        ImageError: it is missing, damaged, or has not one byte a pixel.
+        UserError: an id is not below `num_classes`.
+    """
+    labels = read_mask(tree, path)
+    if labels.max(initial=0) >= num_classes:
+        raise UserError(
+            f"Label map {path} of {tree.name} has the id {labels.max()}, and the classes end at "
+            f"{num_classes - 1}: this is another data set, or another form of its maps."
+        )
+    return labels
+
+
+def read_mask(tree: Tree, path: str) -> np.ndarray:
+    """Reads a one-channel picture, uint8 [H, W]; ImageError where it is none, damaged or missing."""
+    content, _ = _read(tree, path)
+    with Image.open(io.BytesIO(content)) as image:
+        if image.mode not in ("L", "P"):
+            raise ImageError(f"Label map {path} has colour mode {image.mode}, not one byte a pixel.")
+        return np.array(image)
+
+
+def png(array: np.ndarray) -> bytes:
+    """uint8 [H, W] or [H, W, 3] as the bytes of a PNG file."""
+    content = io.BytesIO()
+    Image.fromarray(array).save(content, format="png")
+    return content.getvalue()
+
+
+def labels_of_size(labels: np.ndarray, size: tuple[int, int], path: str) -> np.ndarray:
+    """Raises ImageError unless a label map has (height, width) of its image; returns it."""
+    if labels.shape != size:
+        raise ImageError(
+            f"Label map {path} is {labels.shape[1]} x {labels.shape[0]}, its image {size[1]} x {size[0]}."
+        )
+    return labels
+
+
+def image_size(content: bytes) -> tuple[int, int]:
+    """(height, width) of an encoded image."""
+    with Image.open(io.BytesIO(content)) as image:
+        return image.height, image.width
+
+
+def read_text(tree: Tree, path: str) -> str:
+    """A text file in UTF-8; what is not is read as Latin-1, as old caption files are."""
+    content = tree.read(path)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
+
+
+def _read(tree: Tree, path: str) -> tuple[bytes, np.ndarray]:
+    try:
+        content = tree.read(path)
+    except OSError as error:
+        raise ImageError(f"Cannot read {path}: {error.strerror or error}.") from error
+    try:
+        return content, read_image(content)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
+
+
+def _cut(items: Sequence[Item]) -> list[list[Item]]:
+    return [list(items[i : i + SHARD_EXAMPLES]) for i in range(0, len(items), SHARD_EXAMPLES)]
+
+
+def _check_keys(name: str, split: str, items: Sequence[Item]) -> None:
+    if not items:
+        raise UserError(f"The {split} split of {name} is empty in these raw files.")
+    seen = set()
+    for item in items:
+        if item.key in seen:
+            raise UserError(f"The {split} split of {name} has {item.key} twice.")
+        seen.add(item.key)
