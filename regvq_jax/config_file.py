@@ -1,4 +1,4 @@
-"""A config file with its choices and changed fields, as --config=FILE:CHOICES --config.FIELD=VALUE give it."""
+"""A config file with its choices and changed fields, as --config=FILE:CHOICES gives it."""
 
 import sys
 from collections.abc import Sequence

@@ -60,6 +60,8 @@ class DataSettings:
         num_label_classes: of a folder's label maps, with the unknown class 0; 0 = read no maps.
         class_folders: a folder's images lie in one sub-folder a class.
         upscale: accept images smaller than `image_size` and enlarge them.
+        data_dir: where tensorflow-datasets keeps prepared sets; "" = TFDS_DATA_DIR or ~/tensorflow_datasets.
+        heldout_split: of such a set; "" = the first of validation, val and test.
         num_threads: reading ahead in this process.
         num_workers: worker processes that read ahead; 0 = none. No choice changes what is read.
     """
@@ -71,6 +73,8 @@ class DataSettings:
     upscale: bool = False
     num_label_classes: int = 0
     class_folders: bool = False
+    data_dir: str = ""
+    heldout_split: str = ""
     num_threads: int = 2
     num_workers: int = 0
 

@@ -33,6 +33,9 @@ class Source(Protocol):
         num_label_classes: 0 without labels.
         num_classes: 0 where elements have no "class".
         class_names: of the classes in order; () where there are none.
+
+    A source that has left something out has `skipped`, a tuple of (name, reason), too; one that knows what
+    its label classes are called has `label_names`.
     """
 
     name: str
@@ -57,6 +60,8 @@ class _Wanted:
     upscale: bool
     num_label_classes: int
     class_folders: bool
+    data_dir: str
+    heldout_split: str
 
 
 class Shuffled:
@@ -87,16 +92,21 @@ def make_source(
     upscale: bool = False,
     num_label_classes: int = 0,
     class_folders: bool = False,
+    data_dir: str = "",
+    heldout_split: str = "",
 ) -> Source:
     """Opens the data that a config names.
 
     Args:
-        spec: "emoji", "emoji-grounds", "emoji-scenes", "emoji-scenes:M" (at most M objects) or "folder:PATH".
+        spec: "emoji", "emoji-grounds", "emoji-scenes", "emoji-scenes:M" (at most M objects), "folder:PATH" or
+            "tfds:NAME/CONFIG:VERSION", config and version where wanted.
         split: "train" or "heldout".
         image_size: side of the square crop that the pictures are meant for.
         upscale: let images through that are smaller than `image_size`.
         num_label_classes: of a folder's label maps; 0 leaves them alone. The emoji have 25 without asking.
         class_folders: a folder's images lie in one sub-folder for each class.
+        data_dir: where tensorflow-datasets keeps prepared sets; "" = its default.
+        heldout_split: of such a set, "" = the first of validation, val and test.
 
     Returns:
         A `Source`.
@@ -116,7 +126,9 @@ def make_source(
         raise UserError(f"data.image_size must be at least 1, got {image_size}.")
     if num_label_classes < 0:
         raise UserError(f"data.num_label_classes must be at least 0, got {num_label_classes}.")
-    wanted = _Wanted(split, image_size, upscale, num_label_classes, class_folders)
+    wanted = _Wanted(
+        split, image_size, upscale, num_label_classes, class_folders, data_dir, heldout_split
+    )
     source = SOURCES[scheme](argument if colon else None, wanted)
     if num_label_classes and source.num_label_classes != num_label_classes:
         raise UserError(
@@ -171,5 +183,30 @@ def _folder(argument: str | None, wanted: _Wanted) -> Source:
     )
 
 
-SOURCES = {"emoji": _emoji, "emoji-grounds": _emoji_grounds, "emoji-scenes": _emoji_scenes, "folder": _folder}
-SOURCES_HELP = ("'emoji'", "'emoji-grounds'", "'emoji-scenes'", "'emoji-scenes:M'", "'folder:PATH'")
+def _tfds(argument: str | None, wanted: _Wanted) -> Source:
+    from regvq_jax.data.tfds_source import TfdsSource
+
+    if not argument:
+        raise UserError("Data source 'tfds' needs a name: 'tfds:NAME', 'tfds:NAME/CONFIG:VERSION'.")
+    return TfdsSource(
+        argument,
+        wanted.split,
+        data_dir=wanted.data_dir,
+        heldout_split=wanted.heldout_split,
+        image_size=wanted.image_size,
+        upscale=wanted.upscale,
+        num_label_classes=wanted.num_label_classes,
+    )
+
+
+SOURCES = {
+    "emoji": _emoji,
+    "emoji-grounds": _emoji_grounds,
+    "emoji-scenes": _emoji_scenes,
+    "folder": _folder,
+    "tfds": _tfds,
+}
+SOURCES_HELP = (
+    *("'emoji'", "'emoji-grounds'", "'emoji-scenes'", "'emoji-scenes:M'", "'folder:PATH'"),
+    "'tfds:NAME/CONFIG:VERSION'",
+)

@@ -89,6 +89,8 @@ def open_source(config: ConfigDict, split: str) -> Source:
         upscale=data.upscale,
         num_label_classes=data.num_label_classes,
         class_folders=data.class_folders,
+        data_dir=data.data_dir,
+        heldout_split=data.heldout_split,
     )
 
 

@@ -306,8 +306,8 @@ class RawBuilder(tfds.core.GeneratorBasedBuilder):
         left_out = {key for key, _ in report["splits"][first]["skipped"]}
         usable = [item for item in splits[first] if item.key not in left_out]
         if usable:
-            spread = [usable[i * len(usable) // SHEET_EXAMPLES] for i in range(SHEET_EXAMPLES)]
-            sheet = self._contact_sheet([layout.read(item) for item in dict.fromkeys(spread)])
+            spread = sorted({i * len(usable) // SHEET_EXAMPLES for i in range(SHEET_EXAMPLES)})
+            sheet = self._contact_sheet([layout.read(usable[i]) for i in spread])
             content = io.BytesIO()
             sheet.save(content, format="png")
             write_bytes_atomic(directory / "contact_sheet.png", content.getvalue())

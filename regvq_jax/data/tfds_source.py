@@ -1,0 +1,282 @@
+"""Sets that tensorflow-datasets has prepared, ours and any other, as a data source; without tensorflow."""
+
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from PIL import Image
+
+from regvq_jax.data.captions import caption_fields
+from regvq_jax.data.images import ImageError, read_image
+from regvq_jax.data.labels import MAX_CLASSES
+from regvq_jax.data.listing import HELDOUT_FOLDERS, TRAIN_FOLDERS, first_names, heldout_paths
+from regvq_jax.data.replacing import Replacing
+from regvq_jax.errors import UserError
+
+_IMAGES = ("image",)
+_LABELS = ("labels", "segmentation_label", "segmentation_map", "segmentation_mask", "mask")
+_TEXTS = ("captions", "caption", "texts", "text", "description")
+_CLASSES = ("class", "label")
+
+
+def default_data_dir() -> Path:
+    """Where tensorflow-datasets keeps its sets: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+
+
+class TfdsSource:
+    """A split of a prepared set, read from its array_record files.
+
+    Features are found by kind and name: the image is the one with three channels, or four, or one that is
+    called "image"; captions are a text or a sequence of texts called "captions", "caption" or "text"; the
+    label map is an image of one channel called "labels" or "segmentation_..."; the class is a class label
+    called "class" or "label". The number of label classes is `info.metadata["num_label_classes"]`, which our
+    builders write, or what the config says.
+
+    Images are decoded as everywhere here, so that CMYK, grey and transparent ones come out right.
+    "text" is caption number `index` modulo their count, as in `FolderSource`.
+
+    Splits: "train" is the set's "train" or "training"; "heldout" the first that exists of "heldout",
+    "validation", "valid", "val", "test"; where there is none, a tenth of the training split, by a hash of
+    the index.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        split: str,
+        *,
+        data_dir: str | os.PathLike = "",
+        heldout_split: str = "",
+        image_size: int = 1,
+        upscale: bool = True,
+        num_label_classes: int = 0,
+    ):
+        """Opens the files; decodes nothing.
+
+        Args:
+            spec: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION.
+            split: "train" or "heldout".
+            data_dir: where sets lie; "" = `default_data_dir()`. A URL of a bucket will do.
+            heldout_split: the set's split that is held out, "" = see above.
+            image_size: smaller images are replaced by the next one ...
+            upscale: ... unless they may be enlarged.
+            num_label_classes: of the label maps, where the set does not say so itself.
+
+        Raises:
+            UserError: it is not prepared, is in a format that needs tensorflow, or lacks a split or an image.
+        """
+        self.name = f"tfds:{spec}"
+        directory = find_directory(spec, epath.Path(data_dir or default_data_dir()))
+        self._directory = os.fspath(directory)
+        builder = tfds.builder_from_directory(self._directory)
+        info = builder.info
+        if info.file_format is None or info.file_format.value != "array_record":
+            raise UserError(
+                f"{directory} is in the format {getattr(info.file_format, 'value', 'unknown')}, which cannot "
+                'be read at random without tensorflow: prepare it anew with file_format="array_record".'
+            )
+        self._split, self._tenth = _choose_split(info, split, heldout_split, self.name)
+        self._data = None
+        total = info.splits[self._split].num_examples
+        self._indices = np.arange(total)
+        if self._tenth:
+            held = heldout_paths([str(i) for i in range(total)])
+            self._indices = np.array([i for i in range(total) if (str(i) in held) == (split == "heldout")])
+        features = info.features
+        self._image = _find(features, _IMAGES, _is_picture)
+        if not self._image:
+            raise UserError(f"{self.name} has no image: its features are {', '.join(features)}.")
+        self._texts = _find(features, _TEXTS, _is_text)
+        metadata = info.metadata or {}
+        known = int(metadata.get("num_label_classes", 0)) or num_label_classes
+        self._labels = _find(features, _LABELS, _is_map) if known else ""
+        if num_label_classes and not self._labels:
+            raise UserError(
+                f"data.num_label_classes={num_label_classes}, but {self.name} has no label maps among its "
+                f"features {', '.join(features)}: set it to 0."
+            )
+        self._class = _find(features, _CLASSES, lambda f: isinstance(f, tfds.features.ClassLabel))
+        self.has_text, self.has_labels = bool(self._texts), bool(self._labels)
+        self.num_label_classes = known if self._labels else 0
+        self.label_names = tuple(metadata.get("label_names", ()))
+        self.num_classes = features[self._class].num_classes if self._class else 0
+        self.class_names = tuple(features[self._class].names) if self._class else ()
+        self._minimum = 1 if upscale else image_size
+        self.skipped = _read_skipped(directory, self._split)
+        facts = (info.full_name, self._split, info.splits[self._split].shard_lengths)
+        facts += (info.splits[self._split].num_bytes, self._tenth and split, self.num_label_classes)
+        self.fingerprint = hashlib.sha256(ascii(facts).encode()).hexdigest()[:16]
+        what = f"{split} images of {self.name}"
+        self._elements = Replacing(self._read, len(self._indices), self._name_of, what)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Decodes one element; see `sources.Source` for what is in it, `Replacing` for what fails."""
+        return self._elements[index]
+
+    @property
+    def undecodable(self) -> tuple[tuple[str, str], ...]:
+        """(name, reason) of what could not be decoded so far."""
+        return self._elements.undecodable
+
+    def _read(self, index: int) -> dict[str, Any]:
+        example = self._open()[int(self._indices[index])]
+        name = self._name_of(index)
+        try:
+            element = {"image": read_image(example[self._image])}
+        except ImageError as error:
+            raise ImageError(f"{name}: {error}") from error
+        height, width = element["image"].shape[:2]
+        if min(height, width) < self._minimum:
+            raise ImageError(f"{name} is smaller ({width} x {height}) than the crop ({self._minimum}).")
+        if self._labels:
+            element["labels"] = self._read_labels(example[self._labels], (height, width), name)
+        if self._class:
+            element["class"] = np.int32(example[self._class])
+        return element | caption_fields(_strings(example[self._texts]) if self._texts else (), index)
+
+    def _read_labels(self, content: bytes, size: tuple[int, int], name: str) -> np.ndarray:
+        with Image.open(io.BytesIO(content)) as image:
+            labels = np.array(image)
+        if labels.shape != size:
+            raise ImageError(f"The label map of {name} has not the size of its image.")
+        if labels.max(initial=0) >= self.num_label_classes:
+            raise UserError(
+                f"The label map of {name} has the id {labels.max()}, but there are {self.num_label_classes} "
+                f"classes: raise data.num_label_classes (to {MAX_CLASSES} at most)."
+            )
+        return labels
+
+    def _name_of(self, index: int) -> str:
+        return f"{self.name}/{self._split}[{self._indices[index]}]"
+
+    def _open(self) -> Sequence[dict[str, Any]]:
+        # In each process anew: readers of files do not travel.
+        if self._data is None:
+            builder = tfds.builder_from_directory(self._directory)
+            # Pictures stay as they are stored; those that nobody wants cost nothing.
+            skip = tfds.decode.SkipDecoding()
+            images = (n for n, f in builder.info.features.items() if isinstance(f, tfds.features.Image))
+            self._data = builder.as_data_source(self._split, decoders=dict.fromkeys(images, skip))
+        return self._data
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_data": None}
+
+
+def find_directory(spec: str, data_dir: epath.Path) -> epath.Path:
+    """The directory of a prepared set.
+
+    Args:
+        spec: NAME, with /CONFIG and :VERSION where wanted; by default the only config, the newest version.
+        data_dir: where sets lie.
+
+    Raises:
+        UserError: there is none, or several configs to choose from.
+    """
+    path, _, version = spec.partition(":")
+    name, _, config = path.partition("/")
+    how = f"prepare it by python -m regvq_jax.data prepare {path} --raw=PATH --data_dir={data_dir}"
+    if not name or not (data_dir / name).is_dir():
+        there = _sub_folders(data_dir)
+        raise UserError(
+            f'"{name}" is not prepared in {data_dir}, which has {first_names(there, 8) or "no sets"}: {how}, '
+            "or set data.data_dir."
+        )
+    directory = data_dir / name
+    if not config and not _versions(directory):
+        configs = [folder for folder in _sub_folders(directory) if _versions(directory / folder)]
+        if len(configs) != 1:
+            raise UserError(
+                f"{directory} has {len(configs)} configs ({', '.join(configs) or 'none is prepared'}): "
+                + (f"choose one, as in tfds:{name}/{configs[0]}." if configs else f"{how}.")
+            )
+        config = configs[0]
+    directory = directory / config if config else directory
+    versions = _versions(directory) if directory.is_dir() else []
+    if (version and version not in versions) or not versions:
+        raise UserError(
+            f"{directory} has {'versions ' + ', '.join(versions) if versions else 'no prepared version'}"
+            f"{f', not {version}' if version and versions else ''}: {how}."
+        )
+    return directory / (version or versions[-1])
+
+
+def _versions(directory: epath.Path) -> list[str]:
+    names = [name for name in _sub_folders(directory) if tfds.core.Version.is_valid(name)]
+    names = [name for name in names if (directory / name / "dataset_info.json").exists()]
+    return sorted(names, key=tfds.core.Version)
+
+
+def _sub_folders(directory: epath.Path) -> list[str]:
+    if not directory.is_dir():
+        return []
+    return sorted(path.name for path in directory.iterdir() if path.is_dir())
+
+
+def _choose_split(info: tfds.core.DatasetInfo, split: str, heldout: str, name: str) -> tuple[str, bool]:
+    """(split of the set, whether a tenth of it is held out)."""
+    there = list(info.splits)
+    train = next((s for s in TRAIN_FOLDERS if s in there), "")
+    if heldout and heldout not in there:
+        raise UserError(f'{name} has no split "{heldout}": data.heldout_split can be {", ".join(there)}.')
+    if not train:
+        raise UserError(f'{name} has no split "train": it has {", ".join(there)}.')
+    heldout = heldout or next((s for s in HELDOUT_FOLDERS if s in there), "")
+    if not heldout:
+        return train, True
+    return (train if split == "train" else heldout), False
+
+
+def _find(features: tfds.features.FeaturesDict, names: Sequence[str], is_wanted: Any) -> str:
+    """The name of the wanted feature, one of `names` first; "" where there is none."""
+    found = [name for name, feature in features.items() if is_wanted(feature)]
+    named = [name for name in names if name in found]
+    if named:
+        return named[0]
+    # Text and maps can be anything: only a name says what they are. A picture is a picture.
+    return found[0] if found and names is _IMAGES else ""
+
+
+def _is_picture(feature: Any) -> bool:
+    return isinstance(feature, tfds.features.Image) and feature.shape[-1] != 1
+
+
+def _is_map(feature: Any) -> bool:
+    return isinstance(feature, tfds.features.Image) and feature.shape[-1] == 1
+
+
+def _is_text(feature: Any) -> bool:
+    if isinstance(feature, tfds.features.Sequence):
+        inner = feature.feature
+        if isinstance(inner, tfds.features.FeaturesDict):
+            return any(isinstance(inner.get(name), tfds.features.Text) for name in _TEXTS)
+        return isinstance(inner, tfds.features.Text)
+    return isinstance(feature, tfds.features.Text)
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    """A feature's texts: bytes, several of them, or dicts of them."""
+    if isinstance(value, dict):
+        value = next(value[name] for name in _TEXTS if name in value)
+    texts = [value] if isinstance(value, bytes | str) else list(value)
+    texts = [text.decode() if isinstance(text, bytes) else text for text in texts]
+    return tuple(" ".join(text.split()) for text in texts if text.strip()) or ("",)
+
+
+def _read_skipped(directory: epath.Path, split: str) -> tuple[tuple[str, str], ...]:
+    """(key, reason) of what our builders left out of a split when it was prepared."""
+    path = directory / "skipped.txt"
+    if not path.exists():
+        return ()
+    rows = (line.split("\t", 2) for line in path.read_text().splitlines())
+    return tuple((key, reason) for name, key, reason in rows if name == split)
