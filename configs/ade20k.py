@@ -1,10 +1,12 @@
 """ADE20K: semantic maps to images at 256 px, by default autoregressive, the paper's choice.
 
-    python -m regvq_jax.main --config=configs/ade20k.py --config.data.source=folder:PATH --workdir=runs/ade
+    python -m regvq_jax.data prepare ade20k --raw ADEChallengeData2016.zip
+    python -m regvq_jax.main --config=configs/ade20k.py --workdir=runs/ade
 
 `:masked` and `:diffusion` choose the other priors, `:tiny` is for tests and runs on the packaged emoji.
-PATH is the unpacked ADEChallengeData2016: `images/{training,validation}/*.jpg` and
-`annotations/{training,validation}/*.png`, 150 classes and 0 = unknown.
+With `--config.data.source=folder:ADEChallengeData2016`, the unpacked archive, nothing has to be prepared:
+`images/{training,validation}/*.jpg`, `annotations/{training,validation}/*.png`, 150 classes, 0 = unknown. The
+short side is brought to at most 296 before a crop of 256 is taken.
 
 Networks: taming-transformers' f16 tokenizer, one of the same size for one-hot maps with 1,024 codes (a
 Reg-VQ one with cross-entropy, see configs/common.py), whose 256 tokens are a prefix of the image's as
@@ -24,7 +26,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     choice = common.parse_arg(choices, tiny=False)
     config = quickstart.get_config()
     common.set_f16_tokenizer(config)
-    config.data.update(source="folder:data/ADEChallengeData2016", num_label_classes=151, flip=True)
+    config.data.update(source="tfds:ade20k", num_label_classes=151, flip=True, upscale=True)
+    config.data.crop_scale = 296 / 256
     common.set_map_tokens(config)
     config.map_tokenizer.quantizer.codebook_size = 1024
     common.set_large_prior(config, prior, depth=28, top_k=100)

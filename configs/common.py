@@ -68,7 +68,7 @@ def set_f16_tokenizer(config: ConfigDict) -> None:
     Sizes, adversarial weight and start are taming's; learning rate, batch, steps and the weights of
     Reg-VQ's terms are ours, since the paper's are not known.
     """
-    config.data.update(image_size=256, random_crop=True, num_threads=16)
+    config.data.update(image_size=256, crop="random", num_threads=16)
     config.quantizer.update(codebook_size=1024, code_dim=256)
     config.model.update(
         channels=128,

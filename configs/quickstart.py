@@ -24,11 +24,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data = dict(
         source="emoji-grounds",
         image_size=32,
-        random_crop=False,
+        crop="center",
+        crop_scale=1.1,
         flip=False,
         upscale=False,
         num_label_classes=0,
         class_folders=False,
+        data_dir="",
+        heldout_split="",
         num_threads=2,
         num_workers=0,
     )

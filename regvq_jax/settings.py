@@ -5,6 +5,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from regvq_jax.data.transforms import CROPS
 from regvq_jax.errors import UserError
 
 T = TypeVar("T")
@@ -55,7 +56,8 @@ class DataSettings:
     Attributes:
         source: see `data.sources.make_source`.
         image_size: side of the square images in pixels.
-        random_crop: random instead of centre crops in training.
+        crop: in training, "center", "random" or "near_center"; see `transforms.resize_and_crop`.
+        crop_scale: the short side is at most that many times `image_size` before a random crop.
         flip: random mirroring in training; never of pictures whose caption says left or right.
         num_label_classes: of a folder's label maps, with the unknown class 0; 0 = read no maps.
         class_folders: a folder's images lie in one sub-folder a class.
@@ -68,7 +70,8 @@ class DataSettings:
 
     source: str
     image_size: int
-    random_crop: bool = True
+    crop: str = "random"
+    crop_scale: float = 1.1
     flip: bool = False
     upscale: bool = False
     num_label_classes: int = 0
@@ -77,6 +80,11 @@ class DataSettings:
     heldout_split: str = ""
     num_threads: int = 2
     num_workers: int = 0
+
+    def __post_init__(self):
+        choose(dict.fromkeys(CROPS), self.crop, "data.crop")
+        if self.crop_scale < 1:
+            raise UserError(f"config.data.crop_scale={self.crop_scale} must be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ MISSING = "(absent)"
 # Where and how fast a run goes, not what it computes: these may differ when it goes on.
 FREE_FIELDS = (
     "mesh.",
+    "data.data_dir",
     "data.num_threads",
     "data.num_workers",
     "stages",

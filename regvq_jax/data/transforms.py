@@ -13,9 +13,11 @@ import numpy as np
 from PIL import Image
 
 Element = dict[str, Any]
+CROPS = ("center", "random", "near_center")
 Transform = Callable[[Element, np.random.Generator | None], Element]
 
-_SIDED_WORDS = re.compile(r"\b(left|right)(most|wards?)?\b", re.IGNORECASE)
+# A ground that goes from one colour to another goes from left to right.
+_SIDED_WORDS = re.compile(r"\b(left|right)(most|wards?|s)?\b|\bto \w+( \w+)? (back)?ground\b", re.IGNORECASE)
 _FILTERS = {"image": Image.Resampling.BICUBIC, "labels": Image.Resampling.NEAREST}
 _REDUCING_GAP = 3.0  # A larger image is box-reduced to 3 times the size first: faster.
 
@@ -25,7 +27,7 @@ def resize_and_crop(
     rng: np.random.Generator | None = None,
     *,
     size: int,
-    random: bool = False,
+    crop: str = "center",
     flip: bool = False,
     max_scale: float = 1.1,
 ) -> Element:
@@ -37,8 +39,10 @@ def resize_and_crop(
         element: "image": uint8 [H, W, 3]; optional "labels": uint8 [H, W].
         rng: None means centre crop and no flip, whatever the settings.
         size: side of the result.
-        random: with `rng`, crop at a random place and scale: the short side is first brought to
-            between `size` and `max_scale * size`, but not enlarged for the sake of variety.
+        crop: "center"; with `rng` also "random": at a random place and scale, the short side is first
+            brought to between `size` and `max_scale * size`, but not enlarged for the sake of variety; or
+            "near_center", as VQ-Diffusion and DALL-E: the same in a square of the short side, which lies
+            between 3/8 and 5/8 of the way along the long side.
         flip: with `rng`, mirror half of the elements; never those with the word "left" or "right"
             in a caption.
         max_scale: at least 1.
@@ -49,7 +53,7 @@ def resize_and_crop(
     height, width = element["image"].shape[:2]
     box = None
     if (height, width) != (size, size):
-        box = _crop_box(height, width, size, rng if random else None, max_scale)
+        box = _crop_box(height, width, size, None if crop == "center" else rng, max_scale, crop)
     mirrored = flip and rng is not None and rng.random() < 0.5 and not _names_a_side(element)
     return _cut(element, size, box, mirrored)
 
@@ -75,7 +79,9 @@ def cut_view(
         The element with "image": uint8 [size, size, 3] and "labels": uint8 [size, size].
     """
     height, width = element["image"].shape[:2]
-    box = None if (height, width) == (size, size) else _crop_box(height, width, size, rng, max_scale)
+    box = None
+    if (height, width) != (size, size):
+        box = _crop_box(height, width, size, rng, max_scale, "random")
     return _cut(element, size, box, mirrored and not _names_a_side(element))
 
 
@@ -127,13 +133,19 @@ def _names_a_side(element: Element) -> bool:
 
 
 def _crop_box(
-    height: int, width: int, size: int, rng: np.random.Generator | None, max_scale: float
+    height: int, width: int, size: int, rng: np.random.Generator | None, max_scale: float, crop: str
 ) -> tuple[float, float, float, float]:
     """(left, top, right, bottom), in pixels of the original, of what becomes size x size."""
     short = min(height, width)
     if rng is None:
         side = float(short)
         left, top = (width - short) // 2, (height - short) // 2
+    elif crop == "near_center":
+        # A square near the centre of the long side; what is cut out of it is as with any picture.
+        spare = (height - short, width - short)
+        y, x = (rng.integers(3 * d // 8, max(3 * d // 8 + 1, 5 * d // 8)) for d in spare)
+        left, top, right, bottom = _crop_box(short, short, size, rng, max_scale, "random")
+        return left + x, top + y, right + x, bottom + y
     else:
         largest = max(size, min(short, round(size * max_scale)))
         side = short * size / rng.integers(size, largest + 1)

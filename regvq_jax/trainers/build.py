@@ -96,12 +96,13 @@ def open_source(config: ConfigDict, split: str) -> Source:
 
 def crop_transforms(config: ConfigDict, training: bool) -> list[Transform]:
     """Elements to square ones: cropped, at random in training; image and label map together."""
-    data = config.data
+    data = from_config(DataSettings, config.data, "data")
     crop = partial(
         resize_and_crop,
         size=data.image_size,
-        random=training and data.random_crop,
+        crop=data.crop if training else "center",
         flip=training and data.flip,
+        max_scale=data.crop_scale,
     )
     return [crop]
 

@@ -25,7 +25,7 @@ NAMES = sorted({m.name for m in pkgutil.iter_modules(configs.__path__)} - {"comm
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_traces_its_tokenizer(name, choice, image_folder):
     config = importlib.import_module(f"configs.{name}").get_config(choice)
-    if config.data.source.startswith("folder:"):
+    if config.data.source.startswith(("folder:", "tfds:")):
         config.data.update(source=f"folder:{image_folder}", upscale=True, num_label_classes=0)
     config.lock()
     trainer = build.make_tokenizer_trainer(config)

@@ -54,7 +54,7 @@ def test_labels_are_not_mixed_and_stay_with_the_image():
     labels[10:30, 20:45] = 200
     image = np.repeat(labels[..., None], 3, -1)
     for rng in generators(20):
-        result = resize_and_crop({"image": image, "labels": labels}, rng, size=16, random=True, flip=True)
+        result = resize_and_crop({"image": image, "labels": labels}, rng, size=16, crop="random", flip=True)
         assert result["labels"].shape == (16, 16) and result["labels"].dtype == np.uint8
         assert set(np.unique(result["labels"])) <= {0, 200}
         differs = (result["image"][..., 0] > 100) != (result["labels"] > 100)
@@ -64,7 +64,7 @@ def test_labels_are_not_mixed_and_stay_with_the_image():
 def test_right_size_is_passed_on_untouched():
     image = coordinates(8, 8)
     for rng in (None, *generators(5)):
-        result = resize_and_crop({"image": image, "text": "x"}, rng, size=8, random=True)
+        result = resize_and_crop({"image": image, "text": "x"}, rng, size=8, crop="random")
         np.testing.assert_array_equal(result["image"], image)
         assert result["text"] == "x"
 
@@ -73,7 +73,7 @@ def test_random_crop_reaches_every_place():
     image = coordinates(6, 9)
     lefts = set()
     for rng in generators(60):
-        result = resize_and_crop({"image": image}, rng, size=6, random=True, max_scale=1.0)["image"]
+        result = resize_and_crop({"image": image}, rng, size=6, crop="random", max_scale=1.0)["image"]
         left = int(result[0, 0, 1])
         np.testing.assert_array_equal(result, image[:, left : left + 6])
         lefts.add(left)
@@ -83,14 +83,14 @@ def test_random_crop_reaches_every_place():
 def test_random_scale_stays_inside_and_never_enlarges():
     image = coordinates(40, 40)
     widths = [
-        np.ptp(resize_and_crop({"image": image}, rng, size=20, random=True)["image"][..., 1])
+        np.ptp(resize_and_crop({"image": image}, rng, size=20, crop="random")["image"][..., 1])
         for rng in generators(40)
     ]
     # Of 40 pixels, a crop of 20 at scale 1 to 1.1 shows 40 to 36.
     assert 33 <= min(widths) < max(widths) <= 39
     for rng in generators(20):  # The short side is 20 already: only the place is random.
         wide = coordinates(20, 30)
-        result = resize_and_crop({"image": wide}, rng, size=20, random=True)["image"]
+        result = resize_and_crop({"image": wide}, rng, size=20, crop="random")["image"]
         np.testing.assert_array_equal(result[..., 0], wide[:, :20, 0])
 
 
@@ -105,12 +105,31 @@ def is_flipped(rng, **element):
     return flipped
 
 
+def test_near_center_keeps_to_the_middle_of_the_long_side():
+    rng = np.random.default_rng(0)
+    image = np.zeros((40, 120, 3), np.uint8)
+    image[..., 0] = np.arange(120)  # where a column comes from
+    image[..., 1] = np.arange(40)[:, None]
+    lefts, tops, widths = [], [], []
+    for _ in range(300):
+        result = resize_and_crop({"image": image}, rng, size=32, crop="near_center", max_scale=1.125)["image"]
+        lefts.append(int(result[0, 0, 0]))
+        tops.append(int(result[0, 0, 1]))
+        widths.append(int(result[0, -1, 0]) - int(result[0, 0, 0]))
+    # The square of 40 begins at 30 to 49 of 120; a crop of 32 to 36 in the scaled square lies in it.
+    assert min(lefts) >= 29 and max(lefts) <= 49 + 5
+    assert min(lefts) <= 32 and max(lefts) >= 49
+    assert 0 <= min(tops) and max(tops) <= 5 and max(widths) <= 40
+    centre = resize_and_crop({"image": image}, None, size=32, crop="near_center")["image"]
+    np.testing.assert_array_equal(centre, resize_and_crop({"image": image}, None, size=32)["image"])
+
+
 def test_flip_is_half_of_the_time_and_random_only():
     assert 30 <= sum(is_flipped(rng) for rng in generators(100)) <= 70
     assert not is_flipped(None)
     image = coordinates(4, 4)
     for rng in generators(10):
-        result = resize_and_crop({"image": image}, rng, size=4, random=True, flip=False)
+        result = resize_and_crop({"image": image}, rng, size=4, crop="random", flip=False)
         np.testing.assert_array_equal(result["image"], image)
 
 
@@ -121,6 +140,8 @@ def test_flip_is_half_of_the_time_and_random_only():
         ("Right arrow", False),
         ("left-hand glove", False),
         ("the leftmost bird", False),
+        ("two lefts", False),
+        ("a frog on a pink to light blue background", False),
         ("bright lefty cleft", True),
         ("", True),
     ],
