@@ -3,13 +3,13 @@
 import csv
 import io
 import json
-import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import posixpath
+from collections.abc import Callable, Container, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from regvq_jax.data.tree import Tree
 from regvq_jax.errors import UserError
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
@@ -64,72 +64,80 @@ def count_cut_captions(
     return int((np.asarray(lengths_fn(captions)) > length).sum()), len(captions)
 
 
-def read_text_file(path: str | os.PathLike) -> tuple[str, ...]:
+def read_text_file(tree: Tree, path: str) -> tuple[str, ...]:
     """Reads a caption file, one caption a line, blank lines left out.
 
     Raises:
-        UserError: it is not UTF-8.
+        UserError: it cannot be read, or is not UTF-8.
     """
-    lines = (" ".join(line.split()) for line in _read_utf8(Path(path)).split("\n"))
+    lines = (" ".join(line.split()) for line in _read_utf8(tree, path).split("\n"))
     return tuple(line for line in lines if line)
 
 
-def read_metadata(folder: str | os.PathLike) -> dict[str, tuple[str, ...]]:
+def read_metadata(tree: Tree, folder: str, paths: Container[str]) -> dict[str, tuple[str, ...]]:
     """Reads the `metadata.jsonl` or `metadata.csv` of a folder: columns `file_name` and `text`.
 
     Several rows with one `file_name`, or a list as `text`, are several captions of that image.
 
+    The column of captions may be called `caption`, too; other columns say nothing here.
+
     Args:
-        folder: where the metadata file lies and what its file names are relative to.
+        tree: of the data.
+        folder: where the metadata file lies and what its file names are relative to; "" = the root.
+        paths: all files of the tree.
 
     Returns:
-        Captions by file name (with "/"); {} where the folder has no metadata file.
+        Captions by path in the tree; {} where the folder has no metadata file.
 
     Raises:
         UserError: both files exist, a row is no JSON, or it lacks a column.
     """
-    paths = [path for name in METADATA_NAMES if (path := Path(folder, name)).is_file()]
-    if not paths:
+    prefix = f"{folder}/" if folder else ""
+    found = [path for name in METADATA_NAMES if (path := f"{prefix}{name}") in paths]
+    if not found:
         return {}
-    if len(paths) > 1:
-        raise UserError(f"{folder} has both {' and '.join(METADATA_NAMES)}: keep one of them.")
-    read_rows = _jsonl_rows if paths[0].suffix == ".jsonl" else _csv_rows
+    if len(found) > 1:
+        raise UserError(f"{tree.name}/{folder} has both {' and '.join(METADATA_NAMES)}: keep one of them.")
+    read_rows = _jsonl_rows if found[0].endswith(".jsonl") else _csv_rows
     captions: dict[str, list[str]] = {}
-    for line, row in read_rows(paths[0]):
-        file_name, text = row.get("file_name"), row.get("text")
+    for line, row in read_rows(tree, found[0]):
+        file_name, text = row.get("file_name"), row.get("text", row.get("caption"))
         texts = text if isinstance(text, list) else [text]
         if not isinstance(file_name, str) or not all(isinstance(text, str) for text in texts):
             raise UserError(
-                f'{paths[0]}, line {line}: needs "file_name" and "text" as strings, has '
+                f'{tree.name}/{found[0]}, line {line}: needs "file_name" and "text" as strings, has '
                 f"{sorted(map(str, row))}."
             )
         cleaned = (" ".join(text.split()) for text in texts)
-        key = os.path.normpath(file_name).replace(os.sep, "/")
+        key = posixpath.normpath(f"{prefix}{file_name}")
         captions.setdefault(key, []).extend(text for text in cleaned if text)
     return {name: tuple(texts) for name, texts in captions.items()}
 
 
-def _jsonl_rows(path: Path):
-    for number, line in enumerate(_read_utf8(path).split("\n"), start=1):
+def _jsonl_rows(tree: Tree, path: str):
+    for number, line in enumerate(_read_utf8(tree, path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error}).") from error
+            raise UserError(f"{tree.name}/{path}, line {number}: not JSON ({error}).") from error
         if not isinstance(row, dict):
-            raise UserError(f'{path}, line {number}: needs an object with "file_name" and "text".')
+            where = f"{tree.name}/{path}, line {number}"
+            raise UserError(f'{where}: needs an object with "file_name" and "text".')
         yield number, row
 
 
-def _csv_rows(path: Path):
-    reader = csv.DictReader(io.StringIO(_read_utf8(path)))
+def _csv_rows(tree: Tree, path: str):
+    reader = csv.DictReader(io.StringIO(_read_utf8(tree, path)))
     for row in reader:
         yield reader.line_num, row
 
 
-def _read_utf8(path: Path) -> str:
+def _read_utf8(tree: Tree, path: str) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return tree.read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error}): save it as UTF-8.") from error
+        raise UserError(f"{tree.name}/{path} is not UTF-8 text ({error}): save it as UTF-8.") from error
+    except OSError as error:
+        raise UserError(f"Cannot read {tree.name}/{path}: {error.strerror or error}.") from error

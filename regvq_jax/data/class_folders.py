@@ -1,17 +1,17 @@
 """Classes by sub-folder, as in ImageNet: PATH/train/CLASS/NAME.jpg."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from regvq_jax.data.listing import find_layout, first_names
 from regvq_jax.errors import UserError
 
 
-def class_names(root: str) -> tuple[str, ...]:
+def class_names(name: str, paths: Collection[str]) -> tuple[str, ...]:
     """The names of the classes: the sub-folders of the training images, sorted.
 
     Args:
-        root: the data folder.
+        name: of the data, for messages.
+        paths: of all files, relative to the root.
 
     Returns:
         The names, the same for both splits.
@@ -19,15 +19,13 @@ def class_names(root: str) -> tuple[str, ...]:
     Raises:
         UserError: there are no sub-folders.
     """
-    folder = os.path.join(root, find_layout(root, "train").images)
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"Cannot list data folder {folder}: {error.strerror}.") from error
+    folder = find_layout(paths, "train").images
+    prefix = f"{folder}/" if folder else ""
+    inside = (path.removeprefix(prefix).split("/") for path in paths if path.startswith(prefix))
+    names = sorted({parts[0] for parts in inside if len(parts) > 1})
     if not names:
         raise UserError(
-            f"data.class_folders=True needs one sub-folder a class, and {folder} has none: sort the "
+            f"data.class_folders=True needs one sub-folder a class, and {name}/{folder} has none: sort the "
             "images into sub-folders, or set data.class_folders=False."
         )
     return tuple(names)

@@ -1,9 +1,9 @@
 """A folder of the user's own images, with or without captions, label maps, classes, as a data source."""
 
+import functools
 import hashlib
 import os
-import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from regvq_jax.data.captions import METADATA_NAMES, caption_fields, read_metadat
 from regvq_jax.data.class_folders import class_ids, class_names
 from regvq_jax.data.images import ImageError, read_image
 from regvq_jax.data.labels import MAX_CLASSES, read_label_map
-from regvq_jax.data.listing import IMAGE_FOLDER, MAP_FOLDERS, File, Layout, first_names
+from regvq_jax.data.listing import IMAGE_FOLDER, MAP_FOLDERS, Layout, first_names
+from regvq_jax.data.replacing import Replacing
+from regvq_jax.data.tree import File, Tree, open_tree
 from regvq_jax.errors import UserError
 
 
@@ -52,7 +54,7 @@ class FolderSource:
         """Lists the folder and reads every image header.
 
         Args:
-            path: the folder.
+            path: the folder, or a .zip or .tar of it, on a disk or at a URL (gs://, s3://, ...).
             split: "train" or "heldout".
             image_size: images with a shorter short side are skipped.
             upscale: keep those images too.
@@ -64,35 +66,38 @@ class FolderSource:
                 some only, no folder of label maps, or an image outside of the classes' folders.
         """
         self.name = f"folder:{os.fspath(path)}"
-        self._root = os.path.abspath(path)
-        self._split = split
-        layout = listing.find_layout(self._root, split)
-        files = listing.list_files(self._root, layout.images)
-        images = listing.select_images(self._root, layout, files)
+        self._tree = _open_tree(os.fspath(path))
+        files = self._tree.files()
+        paths = {file.path for file in files}
+        layout = listing.find_layout(paths, split)
+        images = listing.select_images(self._tree.name, layout, files)
         maps = None
         if num_label_classes:
-            _check_maps(self._root, layout, num_label_classes)
+            _check_maps(self._tree.name, layout, num_label_classes)
             maps = {image.path: listing.map_path(layout, image.path) for image in images}
         minimum = 1 if upscale else image_size
         wanted_maps = tuple(maps.values()) if maps else None
-        skipped = listing.scan_headers(self._root, tuple(images), minimum, wanted_maps)
+        skipped = listing.scan_headers(self._tree, tuple(images), minimum, wanted_maps)
+        self.skipped = tuple(sorted(skipped.items()))
         images = [image for image in images if image.path not in skipped]
-        captions = _read_captions(self._root, layout.images, files, images)
+        captions = _read_captions(self._tree, layout.images, paths, images)
+        if maps or captions:
+            _check_names(self._tree.name, images)
         if not layout.is_split:
             heldout = listing.heldout_paths([image.path for image in images])
             images = [image for image in images if (image.path in heldout) == (split == "heldout")]
         self._paths = [image.path for image in images]
         self._captions = [captions[path] for path in self._paths] if captions else None
         self._maps = [maps[path] for path in self._paths] if maps else None
-        self.class_names = class_names(self._root) if class_folders else ()
+        self.class_names = class_names(self._tree.name, paths) if class_folders else ()
         self._classes = class_ids(self.class_names, layout.images, self._paths) if class_folders else None
         self.has_text = captions is not None
         self.has_labels = maps is not None
         self.num_label_classes = num_label_classes
         self.num_classes = len(self.class_names)
-        self.fingerprint = self._fingerprint(images)
-        self._undecodable: set[int] = set()
-        self._lock = threading.Lock()
+        self.fingerprint = self._fingerprint(images, {file.path: file.size for file in files})
+        what = f"{split} images of {self._tree.name}"
+        self._elements = Replacing(self._read, len(images), self._paths.__getitem__, what)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -110,69 +115,49 @@ class FolderSource:
         Raises:
             UserError: more than 1 % of the images cannot be decoded, or a label is none of the classes'.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        # Ends at the latest where the share of undecodable images passes the limit.
-        while True:
-            if index in self._undecodable:
-                self._check_undecodable()
-            else:
-                try:
-                    return self._read(index)
-                except ImageError as error:
-                    self._note_undecodable(index, error)
-            index = (index + 1) % len(self)
+        return self._elements[index]
+
+    @property
+    def undecodable(self) -> tuple[tuple[str, str], ...]:
+        """(path, reason) of what could not be decoded so far."""
+        return self._elements.undecodable
 
     def _read(self, index: int) -> dict[str, Any]:
         """The element, or an `ImageError`."""
-        element = {"image": read_image(os.path.join(self._root, self._paths[index]))}
+        path = self._paths[index]
+        element = {"image": read_image(self._content(path), f"{self._tree.name}/{path}")}
         if self._maps:
-            labels = read_label_map(os.path.join(self._root, self._maps[index]), self.num_label_classes)
+            path = self._maps[index]
+            labels = read_label_map(self._content(path), self.num_label_classes, f"{self._tree.name}/{path}")
             if labels.shape != element["image"].shape[:2]:
-                raise ImageError(f"Label map {self._maps[index]} has not the size of its image.")
+                raise ImageError(f"Label map {path} has not the size of its image.")
             element["labels"] = labels
         if self._classes:
             element["class"] = np.int32(self._classes[index])
         return element | caption_fields(self._captions[index] if self._captions else (), index)
 
-    def _fingerprint(self, images: Sequence[File]) -> str:
+    def _content(self, path: str) -> bytes:
+        try:
+            return self._tree.read(path)
+        except OSError as error:
+            reason = error.strerror or error
+            raise ImageError(f"Cannot read {self._tree.name}/{path}: {reason}.") from error
+
+    def _fingerprint(self, images: Sequence[File], sizes: Mapping[str, int]) -> str:
         # No times and no root: a copy of the folder is the same data.
         digest = hashlib.sha256()
         for i, image in enumerate(images):
             facts = (*image, self._captions[i] if self._captions else ())
             if self._maps:
-                size = os.path.getsize(os.path.join(self._root, self._maps[i]))
-                facts += (self._maps[i], size, self.num_label_classes)
+                facts += (self._maps[i], sizes[self._maps[i]], self.num_label_classes)
             if self._classes:
                 facts += (self.class_names[self._classes[i]],)
             digest.update(ascii(facts).encode())
         return digest.hexdigest()[:16]
 
-    def _note_undecodable(self, index: int, error: ImageError) -> None:
-        with self._lock:
-            is_new = index not in self._undecodable
-            self._undecodable.add(index)
-            count = len(self._undecodable)
-        if is_new:
-            logging.warning("%s The next one is used in its place (%d so far).", error, count)
-        self._check_undecodable()
 
-    def _check_undecodable(self) -> None:
-        with self._lock:
-            bad = sorted(self._undecodable)
-        if len(bad) > listing.MAX_SKIPPED_SHARE * len(self):
-            names = first_names([self._paths[i] for i in bad])
-            raise UserError(
-                f"More than 1 % of the {len(self)} {self._split} images of {self._root} cannot be "
-                f"decoded, so far {len(bad)} ({names}): repair or remove them."
-            )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()
+# The sources of both splits share the tree: an archive is indexed once, and headers are read once.
+_open_tree = functools.lru_cache(maxsize=2)(open_tree)
 
 
 def _check_maps(root: str, layout: Layout, num_label_classes: int) -> None:
@@ -187,35 +172,49 @@ def _check_maps(root: str, layout: Layout, num_label_classes: int) -> None:
 
 
 def _read_captions(
-    root: str, folder: str, files: Sequence[File], images: Sequence[File]
+    tree: Tree, folder: str, paths: Collection[str], images: Sequence[File]
 ) -> dict[str, tuple[str, ...]] | None:
     """Captions by relative path for all images, or None where none has any."""
-    named = read_metadata(root)
     parts = folder.split("/") if folder else []
-    for end in range(1, len(parts) + 1):
-        inner = "/".join(parts[:end])
-        rows = read_metadata(os.path.join(root, inner))
-        named |= {f"{inner}/{name}": texts for name, texts in rows.items()}
-    absent = [name for name in named if not os.path.isfile(os.path.join(root, name))]
+    named = {}
+    for end in range(len(parts) + 1):
+        named |= read_metadata(tree, "/".join(parts[:end]), paths)
+    absent = [name for name in named if name not in paths]
     if absent:
         raise UserError(
-            f"{' or '.join(METADATA_NAMES)} in {root} names {len(absent)} images that do not exist "
+            f"{' or '.join(METADATA_NAMES)} in {tree.name} names {len(absent)} images that do not exist "
             f"({first_names(absent)}): file_name is relative to the folder of that file."
         )
-    present = {file.path for file in files}
-    captions = {}
+    captions, lonely = {}, {path for path in paths if path.endswith(".txt")}
+    lonely = {path for path in lonely if path.startswith(f"{folder}/" if folder else "")}
     for image in images:
         text_path = f"{os.path.splitext(image.path)[0]}.txt"
+        lonely.discard(text_path)
         if named.get(image.path):
             captions[image.path] = named[image.path]
-        elif text_path in present:
-            captions[image.path] = read_text_file(os.path.join(root, text_path))
+        elif text_path in paths:
+            captions[image.path] = read_text_file(tree, text_path)
     missing = [image.path for image in images if not captions.get(image.path)]
     if len(missing) == len(images):
         return None
     if missing:
         raise UserError(
-            f"{len(missing)} of the {len(images)} images of {os.path.join(root, folder)} have no "
+            f"{len(missing)} of the {len(images)} images of {tree.name}/{folder} have no "
             f"caption, the others have one ({first_names(missing)}): give one to all, or to none."
         )
+    if lonely:
+        names = first_names(sorted(lonely))
+        logging.warning("%d caption files of %s have no usable image (%s).", len(lonely), tree.name, names)
     return captions
+
+
+def _check_names(name: str, images: Sequence[File]) -> None:
+    """Raises UserError where two images would share a caption file or a label map."""
+    stems: dict[str, str] = {}
+    for image in images:
+        other = stems.setdefault(os.path.splitext(image.path)[0], image.path)
+        if other != image.path:
+            raise UserError(
+                f"{other} and {image.path} of {name} differ by their extension only and would share a "
+                "caption or label map: rename or remove one."
+            )

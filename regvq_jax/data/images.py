@@ -4,11 +4,15 @@ import io
 import os
 import struct
 import zlib
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from regvq_jax.errors import UserError
+
+# A path, the content of a file, or a file that is open.
+ImageFile = str | os.PathLike | bytes | BinaryIO
 
 # What Pillow's decoders raise on damaged bytes: UnidentifiedImageError is an OSError, the rest are
 # the slips of single format parsers.
@@ -32,14 +36,15 @@ class ImageError(UserError):
     """One image that cannot be used; the message names the file and says why."""
 
 
-def read_image(path_or_bytes: str | os.PathLike | bytes) -> np.ndarray:
+def read_image(file: ImageFile, name: str | None = None) -> np.ndarray:
     """Decodes one image the way a viewer shows it, on white where it is transparent.
 
     EXIF rotation is applied; 16-bit grey is scaled (not clipped) to 8 bits; of an animation the
     first frame is taken.
 
     Args:
-        path_or_bytes: a file, or the content of one.
+        file: see `ImageFile`.
+        name: what messages call it, by default its path.
 
     Returns:
         uint8 [H, W, 3], RGB.
@@ -48,8 +53,8 @@ def read_image(path_or_bytes: str | os.PathLike | bytes) -> np.ndarray:
         ImageError: the file is missing, not an image, truncated, above Pillow's pixel limit
             (`PIL.Image.MAX_IMAGE_PIXELS`) or in a colour mode without a known way to RGB.
     """
-    name = _name_of(path_or_bytes)
-    with _open(path_or_bytes, name) as image:
+    name = name or _name_of(file)
+    with _open(file, name) as image:
         try:
             image.load()
             image = ImageOps.exif_transpose(image)
@@ -58,11 +63,12 @@ def read_image(path_or_bytes: str | os.PathLike | bytes) -> np.ndarray:
         return _to_rgb(image, name)
 
 
-def read_size(path_or_bytes: str | os.PathLike | bytes) -> tuple[int, int]:
+def read_size(file: ImageFile, name: str | None = None) -> tuple[int, int]:
     """Reads width and height from the header alone, as stored (before any EXIF rotation).
 
     Args:
-        path_or_bytes: a file, or the content of one.
+        file: see `ImageFile`.
+        name: what messages call it, by default its path.
 
     Returns:
         (width, height) in pixels.
@@ -70,20 +76,19 @@ def read_size(path_or_bytes: str | os.PathLike | bytes) -> tuple[int, int]:
     Raises:
         ImageError: the file is missing, its header unreadable, or it is above Pillow's pixel limit.
     """
-    with _open(path_or_bytes, _name_of(path_or_bytes)) as image:
+    with _open(file, name or _name_of(file)) as image:
         return image.size
 
 
-def _name_of(path_or_bytes: str | os.PathLike | bytes) -> str:
-    if isinstance(path_or_bytes, bytes):
-        return f"(of {len(path_or_bytes)} bytes in memory)"
-    return os.fspath(path_or_bytes)
+def _name_of(file: ImageFile) -> str:
+    if isinstance(file, bytes):
+        return f"(of {len(file)} bytes in memory)"
+    return os.fspath(file) if isinstance(file, str | os.PathLike) else "(an open file)"
 
 
-def _open(path_or_bytes: str | os.PathLike | bytes, name: str) -> Image.Image:
-    file = io.BytesIO(path_or_bytes) if isinstance(path_or_bytes, bytes) else path_or_bytes
+def _open(file: ImageFile, name: str) -> Image.Image:
     try:
-        image = Image.open(file)
+        image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
     except Image.DecompressionBombError as error:
         raise ImageError(f"Image {name} is too large to decode: {_reason(error)}.") from error
     except DECODE_ERRORS as error:

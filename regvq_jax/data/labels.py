@@ -1,6 +1,7 @@
 """Label maps: reading them from PNG files, and colours to show them in."""
 
 import functools
+import io
 import os
 import struct
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from regvq_jax.data import emoji
 from regvq_jax.data.emoji.palette import oklab, squared_distance
-from regvq_jax.data.images import DECODE_ERRORS, ImageError
+from regvq_jax.data.images import DECODE_ERRORS, ImageError, ImageFile
 from regvq_jax.errors import UserError
 
 MAX_CLASSES = 256  # a class is one byte
@@ -20,11 +21,12 @@ _BACKGROUND = (214, 214, 214)
 _LEVELS = np.linspace(0, 255, 11).astype(np.uint8)  # of each channel of the colours to choose from
 
 
-def read_map_size(path: str | os.PathLike) -> tuple[int, int]:
+def read_map_size(file: ImageFile, name: str | None = None) -> tuple[int, int]:
     """Reads width and height of a label map from its header, and makes sure that it is one.
 
     Args:
-        path: a PNG file.
+        file: a PNG file, see `images.ImageFile`.
+        name: what messages call it, by default its path.
 
     Returns:
         (width, height) in pixels.
@@ -32,29 +34,36 @@ def read_map_size(path: str | os.PathLike) -> tuple[int, int]:
     Raises:
         ImageError: there is no such file, or it is no PNG of 8-bit grey or of palette indices.
     """
+    name = name or _name_of(file)
     try:
-        with open(path, "rb") as file:
+        if isinstance(file, bytes):
+            header = file[:26]
+        elif isinstance(file, str | os.PathLike):
+            with open(file, "rb") as opened:
+                header = opened.read(26)
+        else:
             header = file.read(26)
     except OSError as error:
-        raise ImageError(f"Cannot read label map {os.fspath(path)}: {error.strerror}.") from error
+        raise ImageError(f"Cannot read label map {name}: {error.strerror}.") from error
     if len(header) < 26 or not header.startswith(_PNG_SIGNATURE):
-        raise ImageError(f"Label map {os.fspath(path)} is not a PNG file.")
+        raise ImageError(f"Label map {name} is not a PNG file.")
     width, height, bits, colour_type = struct.unpack(">IIBB", header[16:26])
     # Grey of fewer bits is scaled to 0..255 by every reader: the ids would be gone.
     if colour_type != _PALETTE and (colour_type, bits) != (_GREY, 8):
         raise ImageError(
-            f"Label map {os.fspath(path)} has not one byte a pixel (PNG colour type {colour_type}, "
+            f"Label map {name} has not one byte a pixel (PNG colour type {colour_type}, "
             f"{bits} bits a channel): save it as 8-bit grey, or as palette indices."
         )
     return width, height
 
 
-def read_label_map(path: str | os.PathLike, num_classes: int) -> np.ndarray:
+def read_label_map(file: str | os.PathLike | bytes, num_classes: int, name: str | None = None) -> np.ndarray:
     """Reads the ids of a label map, never the colours that its palette gives them.
 
     Args:
-        path: a PNG file of 8-bit grey or of palette indices.
+        file: a PNG file of 8-bit grey or of palette indices, or its content.
         num_classes: ids must be below.
+        name: what messages call it, by default its path.
 
     Returns:
         uint8 [H, W].
@@ -63,19 +72,24 @@ def read_label_map(path: str | os.PathLike, num_classes: int) -> np.ndarray:
         ImageError: the file is missing, damaged, or no such PNG.
         UserError: an id is not below `num_classes`.
     """
-    read_map_size(path)
+    name = name or _name_of(file)
+    read_map_size(file, name)
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             labels = np.array(image)
     except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
-        raise ImageError(f"Cannot decode label map {os.fspath(path)}: {error}.") from error
+        raise ImageError(f"Cannot decode label map {name}: {error}.") from error
     if labels.size and labels.max() >= num_classes:
         raise UserError(
-            f"Label map {os.fspath(path)} has the id {labels.max()}, but data.num_label_classes="
+            f"Label map {name} has the id {labels.max()}, but data.num_label_classes="
             f"{num_classes} allows 0 to {num_classes - 1}: raise it (to {MAX_CLASSES} at most), or change "
             "the map."
         )
     return labels
+
+
+def _name_of(file: ImageFile) -> str:
+    return os.fspath(file) if isinstance(file, str | os.PathLike) else "(in memory)"
 
 
 @functools.lru_cache(maxsize=8)

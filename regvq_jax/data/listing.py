@@ -1,19 +1,22 @@
 """What lies in a folder of images: its files, its splits, and which headers can be used."""
 
+import contextlib
 import functools
 import hashlib
 import os
-import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import BinaryIO, NamedTuple
 
 from absl import logging
 
 from regvq_jax.data.images import ImageError, read_size
 from regvq_jax.data.labels import read_map_size
+from regvq_jax.data.tree import File, Tree
 from regvq_jax.errors import UserError
+from regvq_jax.progress import Progress
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 # Of each the first that exists.
@@ -25,14 +28,6 @@ MAX_SKIPPED_SHARE = 0.01
 _HELDOUT_SHARE = 0.1
 _SCAN_THREADS = 16
 _PROGRESS_FROM = 2000
-_PROGRESS_SECONDS = 5.0
-
-
-class File(NamedTuple):
-    """One file: `path` relative to the root, with "/", and `size` in bytes."""
-
-    path: str
-    size: int
 
 
 class Layout(NamedTuple):
@@ -43,7 +38,7 @@ class Layout(NamedTuple):
     is_split: bool  # False: the folder holds all images, to be split by hash
 
 
-def find_layout(root: str, split: str) -> Layout:
+def find_layout(paths: Collection[str], split: str) -> Layout:
     """Finds out how a data folder is laid out.
 
     With `images/` and one of `labels/ annotations/` the images are those below `images/`, each with
@@ -51,24 +46,21 @@ def find_layout(root: str, split: str) -> Layout:
     in the root or, in that layout, in both of these.
 
     Args:
-        root: the data folder.
+        paths: of all files, relative to the root.
         split: "train" or "heldout".
 
     Returns:
         The `Layout`.
-
-    Raises:
-        UserError: `root` is no folder.
     """
-    if not os.path.isdir(root):
-        raise UserError(f"Data folder {root} does not exist or is no folder: give an existing one.")
-    name = _split_folder(root, split)
+    folders = {path.partition("/")[0] for path in paths if "/" in path}
+    name = _split_folder(folders, split)
     if name:
         return Layout(name, "", True)
-    maps = _first_folder(root, MAP_FOLDERS)
-    if not maps or not os.path.isdir(os.path.join(root, IMAGE_FOLDER)):
+    maps = _first(folders, MAP_FOLDERS)
+    if not maps or IMAGE_FOLDER not in folders:
         return Layout("", "", False)
-    name = _split_folder(os.path.join(root, IMAGE_FOLDER), split)
+    inner = {parts[1] for path in paths if len(parts := path.split("/")) > 2 and parts[0] == IMAGE_FOLDER}
+    name = _split_folder(inner, split)
     if name:
         return Layout(f"{IMAGE_FOLDER}/{name}", f"{maps}/{name}", True)
     return Layout(IMAGE_FOLDER, maps, False)
@@ -94,52 +86,13 @@ def heldout_paths(paths: Sequence[str]) -> frozenset[str]:
     return frozenset(sorted(paths, key=ranks.__getitem__)[:count])
 
 
-def list_files(root: str, folder: str) -> list[File]:
-    """Lists all files below root/folder.
-
-    Links to folders are followed, each folder once; hidden names are left out.
-
-    Args:
-        root: the data folder.
-        folder: a sub-folder, or "".
-
-    Returns:
-        The files by path.
-
-    Raises:
-        UserError: a folder cannot be listed.
-    """
-    files = []
-    pending = [folder]
-    seen = set()
-    while pending:
-        relative = pending.pop()
-        real = os.path.realpath(os.path.join(root, relative))
-        if real in seen:  # A link back up would never end.
-            continue
-        seen.add(real)
-        try:
-            entries = sorted(os.scandir(real), key=lambda entry: entry.name, reverse=True)
-        except OSError as error:
-            raise UserError(f"Cannot list data folder {real}: {error.strerror}.") from error
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            path = f"{relative}/{entry.name}" if relative else entry.name
-            if entry.is_dir():
-                pending.append(path)
-            elif entry.is_file():
-                files.append(File(path, entry.stat().st_size))
-    return sorted(files)
-
-
-def select_images(root: str, layout: Layout, files: Sequence[File]) -> list[File]:
+def select_images(name: str, layout: Layout, files: Sequence[File]) -> list[File]:
     """Keeps the files with an image's extension.
 
     Args:
-        root: the data folder.
+        name: of the data, for messages.
         layout: of it; where it is to be split by hash, there must be enough images for two splits.
-        files: as `list_files` returns.
+        files: all there are, sorted.
 
     Returns:
         The images, in the same order.
@@ -147,13 +100,15 @@ def select_images(root: str, layout: Layout, files: Sequence[File]) -> list[File
     Raises:
         UserError: there are too few; says what was looked for and what was found.
     """
+    prefix = f"{layout.images}/" if layout.images else ""
+    files = [file for file in files if file.path.startswith(prefix)]
     images = [file for file in files if _extension(file.path) in EXTENSIONS]
     at_least = 1 if layout.is_split else 2
     if len(images) < at_least:
         kinds = Counter(_extension(file.path) or "no extension" for file in files)
         found = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(5))
         raise UserError(
-            f"{os.path.join(root, layout.images)} has {len(images)} images and needs at least {at_least}: "
+            f"{name}/{layout.images} has {len(images)} images and needs at least {at_least}: "
             f"looked for {' '.join(EXTENSIONS)} in it and below, found {found or 'no files'}."
         )
     return images
@@ -161,18 +116,18 @@ def select_images(root: str, layout: Layout, files: Sequence[File]) -> list[File
 
 @functools.lru_cache(maxsize=2)  # The train and held-out sources of one folder share a scan.
 def scan_headers(
-    root: str, images: tuple[File, ...], minimum: int, maps: tuple[str, ...] | None = None
-) -> frozenset[str]:
+    tree: Tree, images: tuple[File, ...], minimum: int, maps: tuple[str, ...] | None = None
+) -> Mapping[str, str]:
     """Reads the header of every image, without decoding, and logs by name those to skip.
 
     Args:
-        root: the data folder.
+        tree: of the data.
         images: what to read.
         minimum: of width and height.
         maps: the label map of each image, to be read too; None = there are none.
 
     Returns:
-        The paths of the images that are unreadable or too small, or have no label map of their size.
+        Why, by path, of the images that are unreadable or too small, or have no label map of their size.
 
     Raises:
         UserError: they are more than 1 % of all.
@@ -180,7 +135,8 @@ def scan_headers(
 
     def find_problem(image: File, label_map: str | None) -> tuple[str, str] | None:
         try:
-            width, height = read_size(os.path.join(root, image.path))
+            with _open(tree, image.path, "image") as file:
+                width, height = read_size(file, f"{tree.name}/{image.path}")
         except ImageError as error:
             return "unreadable", str(error)
         if min(width, height) < minimum:
@@ -191,7 +147,8 @@ def scan_headers(
         if label_map is None:
             return None
         try:
-            map_size = read_map_size(os.path.join(root, label_map))
+            with _open(tree, label_map, "label map") as file:
+                map_size = read_map_size(file, f"{tree.name}/{label_map}")
         except ImageError as error:
             return "unmapped", str(error)
         # An image may be stored on its side; which way it is up is known when it is decoded.
@@ -203,22 +160,20 @@ def scan_headers(
         )
 
     problems: dict[str, tuple[str, str]] = {}
-    last = time.monotonic()
-    with ThreadPoolExecutor(_SCAN_THREADS) as pool:
+    progress = Progress("headers", len(images), unit="images", enabled=len(images) > _PROGRESS_FROM)
+    with progress, ThreadPoolExecutor(_SCAN_THREADS) as pool:
         results = zip(images, pool.map(find_problem, images, maps or (None,) * len(images)), strict=True)
         for done, (image, problem) in enumerate(results, start=1):
             if problem:
                 problems[image.path] = problem
-            if len(images) > _PROGRESS_FROM and time.monotonic() - last > _PROGRESS_SECONDS:
-                last = time.monotonic()
-                logging.info("Read the image headers of %s: %d of %d", root, done, len(images))
+            progress.update(done)
     for _, text in problems.values():
         logging.warning("%s It is skipped.", text)
     if problems:
-        logging.warning("%d of the %d images of %s are skipped.", len(problems), len(images), root)
+        logging.warning("%d of the %d images of %s are skipped.", len(problems), len(images), tree.name)
     if len(problems) > MAX_SKIPPED_SHARE * len(images):
-        _raise_skipped(root, len(images), minimum, problems)
-    return frozenset(problems)
+        _raise_skipped(tree.name, len(images), minimum, problems)
+    return MappingProxyType({path: text for path, (_, text) in problems.items()})
 
 
 def first_names(names: Sequence[str], count: int = 3) -> str:
@@ -226,16 +181,27 @@ def first_names(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
-def _split_folder(folder: str, split: str) -> str:
-    """The sub-folder of a split, or "" unless `folder` has one for each split."""
-    train, heldout = (_first_folder(folder, names) for names in (TRAIN_FOLDERS, HELDOUT_FOLDERS))
+@contextlib.contextmanager
+def _open(tree: Tree, path: str, what: str) -> Iterator[BinaryIO]:
+    """A file of the tree, whose failures are those of the image."""
+    try:
+        file = tree.open(path)
+    except OSError as error:
+        raise ImageError(f"Cannot read {what} {tree.name}/{path}: {error.strerror or error}.") from error
+    with file:
+        yield file
+
+
+def _split_folder(folders: Collection[str], split: str) -> str:
+    """The folder of a split, or "" unless there is one for each split."""
+    train, heldout = (_first(folders, names) for names in (TRAIN_FOLDERS, HELDOUT_FOLDERS))
     if not train or not heldout:
         return ""
     return train if split == "train" else heldout
 
 
-def _first_folder(folder: str, names: Sequence[str]) -> str:
-    return next((name for name in names if os.path.isdir(os.path.join(folder, name))), "")
+def _first(folders: Collection[str], names: Sequence[str]) -> str:
+    return next((name for name in names if name in folders), "")
 
 
 def _extension(path: str) -> str:

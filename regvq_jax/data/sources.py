@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import os
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -174,7 +173,7 @@ def _folder(argument: str | None, wanted: _Wanted) -> Source:
     if not argument:
         raise UserError("Data source 'folder' needs a path: 'folder:PATH'.")
     return FolderSource(
-        os.path.expanduser(argument),
+        argument,
         wanted.split,
         wanted.image_size,
         upscale=wanted.upscale,

@@ -3,7 +3,13 @@ import pytest
 
 from regvq_jax.conditioning.text import make_tokenizer
 from regvq_jax.data.captions import caption_fields, count_cut_captions, read_metadata, read_text_file
+from regvq_jax.data.tree import open_tree
 from regvq_jax.errors import UserError
+
+
+def metadata(root, folder=""):
+    tree = open_tree(root)
+    return read_metadata(tree, folder, {file.path for file in tree.files()})
 
 
 def test_caption_fields_walk_through_the_captions():
@@ -16,10 +22,10 @@ def test_caption_fields_walk_through_the_captions():
 def test_text_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes("\ufeffein  rotes Herz\r\n\r\n 赤いハート \n".encode())
-    assert read_text_file(path) == ("ein rotes Herz", "赤いハート")
+    assert read_text_file(open_tree(tmp_path), path.name) == ("ein rotes Herz", "赤いハート")
     path.write_bytes(b"\xff\xfe bad")
     with pytest.raises(UserError, match=r"a\.txt is not UTF-8"):
-        read_text_file(path)
+        read_text_file(open_tree(tmp_path), path.name)
 
 
 def test_metadata_jsonl(tmp_path):
@@ -28,15 +34,15 @@ def test_metadata_jsonl(tmp_path):
         '{"file_name": "./b.png", "text": ["two", " ", "three"], "id": 5}\n'
         '{"file_name": "x/a.png", "text": "again"}\n'
     )
-    assert read_metadata(tmp_path) == {"x/a.png": ("one", "again"), "b.png": ("two", "three")}
+    assert metadata(tmp_path) == {"x/a.png": ("one", "again"), "b.png": ("two", "three")}
 
 
 def test_metadata_csv(tmp_path):
     (tmp_path / "metadata.csv").write_text(
         'id,file_name,text\n1,a.png,"a cat, asleep"\n2,b.png,"two\nlines"\n', encoding="utf-8-sig"
     )
-    assert read_metadata(tmp_path) == {"a.png": ("a cat, asleep",), "b.png": ("two lines",)}
-    assert read_metadata(tmp_path / "elsewhere") == {}
+    assert metadata(tmp_path) == {"a.png": ("a cat, asleep",), "b.png": ("two lines",)}
+    assert metadata(tmp_path, "elsewhere") == {}
 
 
 @pytest.mark.parametrize(
@@ -46,20 +52,26 @@ def test_metadata_csv(tmp_path):
         ("metadata.jsonl", '{"file": "a.png", "text": "x"}', r"line 1.*\['file', 'text'\]"),
         ("metadata.jsonl", '["a.png", "x"]', "line 1: needs an object"),
         ("metadata.jsonl", '{"file_name": "a.png", "text": 3}', "line 1"),
-        ("metadata.csv", "file_name,caption\na.png,x\n", r"line 2.*\['caption', 'file_name'\]"),
+        ("metadata.csv", "file_name,words\na.png,x\n", r"line 2.*\['file_name', 'words'\]"),
     ],
 )
 def test_metadata_errors_name_the_line(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
-        read_metadata(tmp_path)
+        metadata(tmp_path)
+
+
+def test_metadata_of_a_folder_inside(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,caption,other_file_name\nx/a.png,a cat,b\n")
+    assert metadata(tmp_path, "train") == {"train/x/a.png": ("a cat",)}
 
 
 def test_two_metadata_files(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,text\n")
     (tmp_path / "metadata.jsonl").write_text("")
     with pytest.raises(UserError, match="has both"):
-        read_metadata(tmp_path)
+        metadata(tmp_path)
 
 
 def test_counts_the_captions_that_are_cut():

@@ -3,6 +3,7 @@ import pickle
 import shutil
 import threading
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -103,6 +104,7 @@ def test_missing_empty_and_single(tmp_path):
         FolderSource(tmp_path, "train", 8)
     write_images(tmp_path / "train", 2)
     (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "notes.md").write_text("to be filled")
     with pytest.raises(UserError, match=r"val has 0 images"):
         FolderSource(tmp_path, "heldout", 8)
 
@@ -368,7 +370,8 @@ def test_classes_are_the_sorted_sub_folders_in_both_splits(tmp_path):
         write_images(tmp_path / "train" / name, 2)
     write_images(tmp_path / "val" / "n10" / "deeper", 1)
     (tmp_path / "train" / ".hidden").mkdir()
-    (tmp_path / "train" / "n11").mkdir()  # Without an image yet.
+    (tmp_path / "train" / "n11").mkdir()
+    (tmp_path / "train" / "n11" / "notes.md").write_text("without an image yet")
     train, heldout = both(tmp_path, class_folders=True)
     assert train.class_names == heldout.class_names == ("n01", "n02", "n10", "n11")
     assert train.num_classes == heldout.num_classes == 4
@@ -392,7 +395,56 @@ def test_images_outside_of_the_class_folders(tmp_path):
     with pytest.raises(UserError, match=r"class_folders=True needs one sub-folder a class.*train has none"):
         FolderSource(tmp_path, "train", 8, class_folders=True)
     (tmp_path / "train" / "dogs").mkdir()
+    (tmp_path / "train" / "dogs" / "notes.md").write_text("without an image yet")
     with pytest.raises(UserError, match=r"2 images lie in none of the 1 sub-folders.*train/0000\.png"):
         FolderSource(tmp_path, "train", 8, class_folders=True)
     with pytest.raises(UserError, match=r"1 images lie in none.*val/cats/0000\.png"):
         FolderSource(tmp_path, "heldout", 8, class_folders=True)
+
+
+def test_archives_and_buckets_are_folders_too(tmp_path):
+    folder = tmp_path / "data"
+    for split, count in (("train", 5), ("val", 2)):
+        write_images(folder / "images" / split, count)
+        for i in range(count):
+            write_map(folder / "labels" / split / f"{i:04d}.png", np.full((8, 8), i % 3))
+        (folder / "images" / split / "metadata.csv").write_text(
+            "file_name,text\n" + "".join(f"{i:04d}.png,picture {i}\n" for i in range(count))
+        )
+    local = both(folder, num_label_classes=3)
+    archive = shutil.make_archive(str(tmp_path / "data"), "zip", folder)
+    tar = shutil.make_archive(str(tmp_path / "data"), "tar", folder)
+    memory = fsspec.filesystem("memory")
+    memory.put(str(folder), "/bucket/data", recursive=True)
+    try:
+        for path in (archive, tar, "memory://bucket/data"):
+            for source, other in zip(both(path, num_label_classes=3), local, strict=True):
+                assert source.fingerprint == other.fingerprint and len(source) == len(other)
+                for i in range(len(source)):
+                    assert source[i]["text"] == f"picture {i}"
+                    np.testing.assert_array_equal(source[i]["image"], other[i]["image"])
+                    np.testing.assert_array_equal(source[i]["labels"], other[i]["labels"])
+                pickle.loads(pickle.dumps(source))[0]
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+def test_images_that_would_share_a_caption(tmp_path):
+    write_images(tmp_path, 3)
+    write_image(tmp_path / "0001.jpg")
+    assert sum(map(len, both(tmp_path))) == 4
+    for i in range(3):
+        (tmp_path / f"{i:04d}.txt").write_text("a picture")
+    with pytest.raises(UserError, match=r"0001\.jpg and 0001\.png .* rename or remove one"):
+        both(tmp_path)
+
+
+def test_what_is_skipped_is_known_and_lonely_captions_are_named(tmp_path, caplog):
+    write_images(tmp_path, 120)
+    (tmp_path / "0003.png").write_bytes(b"no image")
+    for i in range(121):
+        (tmp_path / f"{i:04d}.txt").write_text("a picture")
+    source = both(tmp_path)[0]
+    ((path, reason),) = source.skipped
+    assert path == "0003.png" and "Cannot read image" in reason
+    assert "caption files of" in caplog.text and "0120.txt" in caplog.text
