@@ -81,6 +81,8 @@ class MetricWindow:
         images = self._trainer.train.batch_size * len(pending)
         means["perf/images_per_sec"] = images / elapsed
         means["perf/data_wait"] = self._waited / elapsed
+        if self._trainer.num_examples:
+            means["data/epoch"] = done * self._trainer.train.batch_size / self._trainer.num_examples
         self.seconds += elapsed
         self._pending, self._first_step, self._waited = [], done, 0.0
         self.restart_clock()

@@ -47,6 +47,7 @@ class Trainer(Protocol):
         train: length, batch size and cadence.
         data: how batches are read ahead.
         make_batches: this process's batches by step, endless and random-access.
+        num_examples: that make an epoch; 0 = not known.
         evaluators: run in this order.
         best_metric: (tag, "min" or "max"): decides which checkpoint is the best.
     """
@@ -56,6 +57,7 @@ class Trainer(Protocol):
     train: TrainSettings
     data: DataSettings
     make_batches: Callable[[], grain.MapDataset]
+    num_examples: int
     evaluators: tuple[Evaluator, ...]
     best_metric: tuple[str, str]
 

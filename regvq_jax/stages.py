@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from regvq_jax import loop, sharding
+from regvq_jax.data.skipped import write_skipped
+from regvq_jax.data.sources import SPLITS, Source
 from regvq_jax.errors import UserError
 from regvq_jax.evaluate.report import write_report
 from regvq_jax.files import write_json_atomic
@@ -62,6 +64,7 @@ def run_tokenizer(config, workdir, mesh, profile_steps) -> None:
         return
 
     def make_trainer():
+        keep_skipped(workdir, {split: build.open_source(config, split) for split in SPLITS})
         trainer = build.make_tokenizer_trainer(config)
         if trainer.model.quantizer.kind not in IMPLICIT_KINDS:
             sharding.check_codebook_size(trainer.model.quantizer.codebook_size, mesh)
@@ -90,7 +93,7 @@ def run_tokens(config, workdir, mesh, profile_steps) -> None:
     require_tokenizer(config, workdir)
     settings = from_config(TokenSettings, config.tokens, "tokens")
     encoder = make_encoder(best_codes, *load_tokenizer(config, workdir))
-    sources = {split: build.open_source(config, split) for split in ("train", "heldout")}
+    sources = {split: build.open_source(config, split) for split in SPLITS}
     map_encoder = None
     if config.prior.condition == "map_tokens":
         require_stage(workdir, "map_tokenizer")
@@ -110,7 +113,14 @@ def run_tokens(config, workdir, mesh, profile_steps) -> None:
                 num_threads=config.data.num_threads,
                 stop_requested=lambda: preemption.received,
             )
+    keep_skipped(workdir, sources)
     multihost_utils.sync_global_devices("tokens")
+
+
+def keep_skipped(workdir: Path, sources: Mapping[str, Source]) -> None:
+    """Lists in workdir/skipped.txt what the data have left out, if anything."""
+    if jax.process_index() == 0 and (count := write_skipped(workdir / "skipped.txt", sources)):
+        log.warning("%d things were left out of the data: %s", count, workdir / "skipped.txt")
 
 
 def make_encoder(encode_fn: Callable, model: ImageTokenizer, params: PyTree) -> Encoder:

@@ -73,6 +73,7 @@ class ToyTrainer:
         batch_size=8, total_steps=12, log_every_steps=2, checkpoint_every_steps=3
     )
     data: DataSettings = DataSettings(source="toy", image_size=8, num_threads=0)
+    num_examples: int = 32
     seed: int = 0
     name: str = "toy"
     best_metric: tuple = ("eval/distance", "min")
@@ -129,6 +130,8 @@ def test_a_training_leaves_what_it_promises(unbroken):
     assert results["step"] == 12 and results["eval/distance"] == 1.0 and results["seconds"] > 0
     assert loop.read_result(directory) == pytest.approx(results)
     lines = read_jsonl(directory / "metrics.jsonl")
+    epochs = {line["step"]: line["data/epoch"] for line in lines if "data/epoch" in line}
+    assert epochs[12] == 3.0 and epochs[4] == 1.0  # of 32 examples in batches of 8
     assert {line["step"] for line in lines} >= {1, 2, 4, 6, 8, 10, 12}
     assert (directory / "images" / "picture_0000012.png").exists()
     assert list(directory.glob("events.out.tfevents*"))

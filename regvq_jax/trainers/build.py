@@ -217,6 +217,7 @@ def make_tokenizer_trainer(config: ConfigDict) -> TokenizerTrainer:
     heldout = open_source(config, "heldout")
     # The discriminator's schedule begins when it does.
     adversarial_steps = max(train.total_steps - loss.adversarial_start_step, optim.warmup_steps + 1)
+    source = open_source(config, "train")
     return TokenizerTrainer(
         model=model,
         discriminator=make_module(PatchDiscriminator, config.discriminator, "discriminator"),
@@ -232,9 +233,8 @@ def make_tokenizer_trainer(config: ConfigDict) -> TokenizerTrainer:
         seed=config.seed,
         train=train,
         data=data,
-        make_batches=training_batches(
-            open_source(config, "train"), image_transforms(config, True), config, train.batch_size
-        ),
+        make_batches=training_batches(source, image_transforms(config, True), config, train.batch_size),
+        num_examples=len(source),
         evaluators=make_evaluators(
             config.evals,
             "evals",
@@ -299,6 +299,7 @@ def make_map_tokenizer_trainer(config: ConfigDict) -> MapTokenizerTrainer:
         make_batches=training_batches(
             source, image_transforms(config, True, "labels"), config, train.batch_size
         ),
+        num_examples=len(source),
         evaluators=make_evaluators(
             group.evals,
             "map_tokenizer.evals",

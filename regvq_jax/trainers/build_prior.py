@@ -144,6 +144,7 @@ def make_prior_trainer(
         train=train,
         data=from_config(DataSettings, config.data, "data"),
         make_batches=build.training_batches(source, transforms(True), config, train.batch_size),
+        num_examples=len(source),
         encode_images_fn=encode_images_fn,
         evaluators=build.make_evaluators(
             config.prior.evals,

@@ -69,6 +69,7 @@ class MapTokenizerTrainer:
     train: TrainSettings
     data: DataSettings
     make_batches: Callable[[], grain.MapDataset]
+    num_examples: int = 0
     evaluators: tuple = ()
     name: str = "map_tokenizer"
     best_metric: tuple[str, str] = ("eval/map_reconstruction/miou", "max")

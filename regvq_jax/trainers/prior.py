@@ -94,6 +94,7 @@ class PriorTrainer:
     train: TrainSettings
     data: DataSettings
     make_batches: Callable[[], grain.MapDataset]
+    num_examples: int = 0
     encode_images_fn: Callable[[PyTree, jax.Array], jax.Array] | None = None
     evaluators: tuple = ()
     name: str = "prior"

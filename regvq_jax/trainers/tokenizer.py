@@ -55,6 +55,7 @@ class TokenizerTrainer:
     train: TrainSettings
     data: DataSettings
     make_batches: Callable[[], grain.MapDataset]
+    num_examples: int = 0
     evaluators: tuple = ()
     name: str = "tokenizer"
     best_metric: tuple[str, str] = ("eval/reconstruction/psnr", "max")

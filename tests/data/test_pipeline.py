@@ -1,4 +1,5 @@
 import functools
+import itertools
 import time
 
 import numpy as np
@@ -77,6 +78,26 @@ def test_processes_interleave_to_the_same_global_batches(process_count):
         for key in ("image", "noise"):
             merged = np.stack([part[step][key] for part in parts], axis=1).ravel()
             np.testing.assert_array_equal(merged, whole[step][key])
+
+
+def test_ten_thousand_images_over_processes_and_a_resume():
+    """Every index once an epoch; the rest of the order after a stop; whatever the number of processes."""
+    length, batch_size = 10_000, 400
+    make = functools.partial(make_batches, NumberSource(length), TRANSFORMS, batch_size=batch_size, seed=1)
+    steps = 2 * length // batch_size
+    whole = np.stack([batch["image"] for batch in itertools.islice(iterate(make()), steps)])
+    for epoch in np.split(whole.ravel(), 2):
+        assert np.array_equal(np.sort(epoch), np.arange(length))
+    for process_count in (2, 4):
+        stop = 17 + process_count  # somewhere
+        parts = []
+        for p in range(process_count):
+            batches = make(process_index=p, process_count=process_count)
+            before = itertools.islice(iterate(batches), stop)
+            # A process that begins anew at the step of the checkpoint goes on as if nothing had been.
+            after = itertools.islice(iterate(batches, stop), steps - stop)
+            parts.append(np.stack([batch["image"] for batch in (*before, *after)]))
+        np.testing.assert_array_equal(np.stack(parts, -1).reshape(steps, batch_size), whole)
 
 
 @pytest.mark.parametrize("num_threads", [0, 1, 4])
