@@ -97,8 +97,8 @@ def make_source(
     """Opens the data that a config names.
 
     Args:
-        spec: "emoji", "emoji-grounds", "emoji-scenes", "emoji-scenes:M" (at most M objects), "folder:PATH" or
-            "tfds:NAME/CONFIG:VERSION", config and version where wanted.
+        spec: "emoji", "emoji-grounds", "emoji-scenes", "emoji-scenes:M" (at most M objects), "folder:PATH",
+            "tfds:NAME/CONFIG:VERSION" (config and version where wanted) or "webdataset:SHARDS".
         split: "train" or "heldout".
         image_size: side of the square crop that the pictures are meant for.
         upscale: let images through that are smaller than `image_size`.
@@ -198,14 +198,27 @@ def _tfds(argument: str | None, wanted: _Wanted) -> Source:
     )
 
 
+def _webdataset(argument: str | None, wanted: _Wanted) -> Source:
+    from regvq_jax.data.webdataset import WebdatasetSource
+
+    return WebdatasetSource(
+        argument or "",
+        wanted.split,
+        image_size=wanted.image_size,
+        upscale=wanted.upscale,
+        num_label_classes=wanted.num_label_classes,
+    )
+
+
 SOURCES = {
     "emoji": _emoji,
     "emoji-grounds": _emoji_grounds,
     "emoji-scenes": _emoji_scenes,
     "folder": _folder,
     "tfds": _tfds,
+    "webdataset": _webdataset,
 }
 SOURCES_HELP = (
     *("'emoji'", "'emoji-grounds'", "'emoji-scenes'", "'emoji-scenes:M'", "'folder:PATH'"),
-    "'tfds:NAME/CONFIG:VERSION'",
+    *("'tfds:NAME/CONFIG:VERSION'", "'webdataset:SHARDS'"),
 )
