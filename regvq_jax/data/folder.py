@@ -50,6 +50,7 @@ class FolderSource:
         *,
         num_label_classes: int = 0,
         class_folders: bool = False,
+        decode_side: int | None = None,
     ):
         """Lists the folder and reads every image header.
 
@@ -60,6 +61,7 @@ class FolderSource:
             upscale: keep those images too.
             num_label_classes: read label maps with ids below it; 0 leaves them alone.
             class_folders: every image lies in the sub-folder of its class.
+            decode_side: see `images.read_image`; only where there are no label maps.
 
         Raises:
             UserError: no such folder, fewer than 2 images, more than 1 % of them unusable, captions for
@@ -91,6 +93,7 @@ class FolderSource:
         self._maps = [maps[path] for path in self._paths] if maps else None
         self.class_names = class_names(self._tree.name, paths) if class_folders else ()
         self._classes = class_ids(self.class_names, layout.images, self._paths) if class_folders else None
+        self._decode_side = None if maps else decode_side
         self.has_text = captions is not None
         self.has_labels = maps is not None
         self.num_label_classes = num_label_classes
@@ -125,7 +128,8 @@ class FolderSource:
     def _read(self, index: int) -> dict[str, Any]:
         """The element, or an `ImageError`."""
         path = self._paths[index]
-        element = {"image": read_image(self._content(path), f"{self._tree.name}/{path}")}
+        name = f"{self._tree.name}/{path}"
+        element = {"image": read_image(self._content(path), name, self._decode_side)}
         if self._maps:
             path = self._maps[index]
             labels = read_label_map(self._content(path), self.num_label_classes, f"{self._tree.name}/{path}")

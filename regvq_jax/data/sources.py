@@ -61,6 +61,7 @@ class _Wanted:
     class_folders: bool
     data_dir: str
     heldout_split: str
+    decode_side: int | None
 
 
 class Shuffled:
@@ -93,6 +94,7 @@ def make_source(
     class_folders: bool = False,
     data_dir: str = "",
     heldout_split: str = "",
+    decode_side: int | None = None,
 ) -> Source:
     """Opens the data that a config names.
 
@@ -106,6 +108,7 @@ def make_source(
         class_folders: a folder's images lie in one sub-folder for each class.
         data_dir: where tensorflow-datasets keeps prepared sets; "" = its default.
         heldout_split: of such a set, "" = the first of validation, val and test.
+        decode_side: large JPEG images may be decoded smaller, see `images.read_image`; None = they are not.
 
     Returns:
         A `Source`.
@@ -126,7 +129,7 @@ def make_source(
     if num_label_classes < 0:
         raise UserError(f"data.num_label_classes must be at least 0, got {num_label_classes}.")
     wanted = _Wanted(
-        split, image_size, upscale, num_label_classes, class_folders, data_dir, heldout_split
+        split, image_size, upscale, num_label_classes, class_folders, data_dir, heldout_split, decode_side
     )
     source = SOURCES[scheme](argument if colon else None, wanted)
     if num_label_classes and source.num_label_classes != num_label_classes:
@@ -179,6 +182,7 @@ def _folder(argument: str | None, wanted: _Wanted) -> Source:
         upscale=wanted.upscale,
         num_label_classes=wanted.num_label_classes,
         class_folders=wanted.class_folders,
+        decode_side=wanted.decode_side,
     )
 
 
@@ -195,6 +199,7 @@ def _tfds(argument: str | None, wanted: _Wanted) -> Source:
         image_size=wanted.image_size,
         upscale=wanted.upscale,
         num_label_classes=wanted.num_label_classes,
+        decode_side=wanted.decode_side,
     )
 
 
@@ -207,6 +212,7 @@ def _webdataset(argument: str | None, wanted: _Wanted) -> Source:
         image_size=wanted.image_size,
         upscale=wanted.upscale,
         num_label_classes=wanted.num_label_classes,
+        decode_side=wanted.decode_side,
     )
 
 

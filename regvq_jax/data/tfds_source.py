@@ -57,6 +57,7 @@ class TfdsSource:
         image_size: int = 1,
         upscale: bool = True,
         num_label_classes: int = 0,
+        decode_side: int | None = None,
     ):
         """Opens the files; decodes nothing.
 
@@ -68,6 +69,7 @@ class TfdsSource:
             image_size: smaller images are replaced by the next one ...
             upscale: ... unless they may be enlarged.
             num_label_classes: of the label maps, where the set does not say so itself.
+            decode_side: see `images.read_image`; only where there are no label maps.
 
         Raises:
             UserError: it is not prepared, is in a format that needs tensorflow, or lacks a split or an image.
@@ -108,6 +110,7 @@ class TfdsSource:
         self.label_names = tuple(metadata.get("label_names", ()))
         self.num_classes = features[self._class].num_classes if self._class else 0
         self.class_names = tuple(features[self._class].names) if self._class else ()
+        self._decode_side = None if self._labels else decode_side
         self._minimum = 1 if upscale else image_size
         self.skipped = _read_skipped(directory, self._split)
         facts = (info.full_name, self._split, info.splits[self._split].shard_lengths)
@@ -131,10 +134,7 @@ class TfdsSource:
     def _read(self, index: int) -> dict[str, Any]:
         example = self._open()[int(self._indices[index])]
         name = self._name_of(index)
-        try:
-            element = {"image": read_image(example[self._image])}
-        except ImageError as error:
-            raise ImageError(f"{name}: {error}") from error
+        element = {"image": read_image(example[self._image], name, self._decode_side)}
         height, width = element["image"].shape[:2]
         if min(height, width) < self._minimum:
             raise ImageError(f"{name} is smaller ({width} x {height}) than the crop ({self._minimum}).")

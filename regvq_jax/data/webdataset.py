@@ -69,6 +69,7 @@ class WebdatasetSource:
         image_size: int = 1,
         upscale: bool = True,
         num_label_classes: int = 0,
+        decode_side: int | None = None,
     ):
         """Lists the shards; decodes nothing.
 
@@ -78,6 +79,7 @@ class WebdatasetSource:
             image_size: smaller images are replaced by the next one ...
             upscale: ... unless they may be enlarged.
             num_label_classes: read label maps with ids below it; 0 leaves them alone.
+            decode_side: see `images.read_image`; only where there are no label maps.
 
         Raises:
             UserError: there is no such shard, one is cut off, two samples share a key, or only some have a
@@ -115,6 +117,7 @@ class WebdatasetSource:
                 f"data.num_label_classes={num_label_classes}, but the samples of {self.name} have no label "
                 f"maps (.{', .'.join(_MAPS)}): set it to 0."
             )
+        self._decode_side = None if self._map else decode_side
         self._minimum = 1 if upscale else image_size
         self.has_text, self.has_labels = bool(self._text), bool(self._map)
         self.num_label_classes = num_label_classes
@@ -142,7 +145,7 @@ class WebdatasetSource:
 
     def _read(self, index: int) -> dict[str, Any]:
         name = self._name_of(index)
-        element = {"image": read_image(self._bytes(index, _IMAGES), name)}
+        element = {"image": read_image(self._bytes(index, _IMAGES), name, self._decode_side)}
         height, width = element["image"].shape[:2]
         if min(height, width) < self._minimum:
             raise ImageError(f"{name} is smaller ({width} x {height}) than the crop ({self._minimum}).")

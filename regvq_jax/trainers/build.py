@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -91,6 +92,8 @@ def open_source(config: ConfigDict, split: str) -> Source:
         class_folders=data.class_folders,
         data_dir=data.data_dir,
         heldout_split=data.heldout_split,
+        # No crop has more pixels than that. What is judged is decoded whole, as by everybody else.
+        decode_side=math.ceil(data.image_size * data.crop_scale) if split == "train" else None,
     )
 
 

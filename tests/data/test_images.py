@@ -176,3 +176,33 @@ def test_error_survives_pickling_and_files_are_closed(tmp_path):
     after = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     assert after == before
     assert str(pickle.loads(pickle.dumps(ImageError("x.png is bad")))) == "x.png is bad"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_bytes_have_the_pixels_that_pillow_gives(mode, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).resize((90, 60), Image.Resampling.BICUBIC).convert(mode)
+    image.save(tmp_path / "a.jpg", quality=90)
+    content = (tmp_path / "a.jpg").read_bytes()
+    np.testing.assert_array_equal(read_image(content), read_image(tmp_path / "a.jpg"))
+    assert read_image(content, min_side=60).shape == (60, 90, 3)
+    # 4/8 of 60 x 90 is the smallest with both sides of at least 24.
+    small = read_image(content, min_side=24)
+    assert small.shape == (30, 45, 3)
+    exact = np.asarray(image.convert("RGB").resize((45, 30), Image.Resampling.BOX), np.float32)
+    assert np.abs(small - exact).mean() < 4
+
+
+def test_jpeg_bytes_that_need_pillow():
+    pixels = np.full((20, 30, 3), 100, np.uint8)
+    turned, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(turned, "jpeg", exif=exif)
+    assert read_image(turned.getvalue(), min_side=5).shape == (30, 20, 3)
+    cmyk = io.BytesIO()
+    Image.fromarray(pixels).convert("CMYK").save(cmyk, "jpeg")
+    assert read_image(cmyk.getvalue(), min_side=5).shape == (20, 30, 3)
+    whole = io.BytesIO()
+    Image.fromarray(pixels).save(whole, "jpeg")
+    with pytest.raises(ImageError, match=r"cut\.jpg.*[Tt]runcated"):
+        read_image(whole.getvalue()[:-40], "cut.jpg")
