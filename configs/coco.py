@@ -34,6 +34,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.update(source=f"tfds:coco_captions/{choice.year}", crop="near_center", crop_scale=1.125)
     config.prior.condition = condition
     common.set_large_prior(config, prior)
+    config.prior.evals.prior_loss.all_captions = True
     if choice.tiny:
         quickstart.make_tiny(config)
         common.set_tiny_data(config)

@@ -25,6 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.update(source="tfds:cub_captions", crop="near_center", crop_scale=1.125, upscale=True)
     config.prior.condition = condition
     common.set_large_prior(config, prior, diffusion_lr=4.5e-4)
+    config.prior.evals.prior_loss.all_captions = True
     if choice.tiny:
         quickstart.make_tiny(config)
         common.set_tiny_data(config)

@@ -124,7 +124,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             ema_decay=0.995,
         ),
         evals=dict(
-            prior_loss=dict(every_steps=250, num_draws=2),
+            prior_loss=dict(every_steps=250, num_draws=2, all_captions=False),
             samples=dict(every_steps=375),
         ),
     )

@@ -31,6 +31,8 @@ class PriorLoss:
         inputs_fn: (frozen, batch) -> (tokens, embedded condition or None).
         batches: starts one pass: as the trainer's batches, with "valid": bool [B], in an order in which
             neighbours have nothing to do with each other, since they exchange their conditions.
+        pair_batches: the same over all pairs of an image and one of its captions.
+        all_captions: judge by all pairs; False takes one caption for each image.
         every_steps: how often.
         num_draws: draws for each image, where the bound draws.
     """
@@ -38,6 +40,8 @@ class PriorLoss:
     bound_fn: Callable[[PyTree, jax.Array, Any, jax.Array, int], jax.Array]
     inputs_fn: Callable[[PyTree, dict[str, jax.Array]], tuple[jax.Array, Any]]
     batches: Callable[[], Iterator[dict[str, np.ndarray]]]
+    pair_batches: Callable[[], Iterator[dict[str, np.ndarray]]] | None = None
+    all_captions: bool = False
     every_steps: int = 1000
     num_draws: int = 4
     name: str = dataclasses.field(default="prior_loss", init=False)
@@ -53,7 +57,9 @@ class PriorLoss:
     def __call__(self, ema: dict[str, PyTree], frozen: PyTree, mesh: jax.sharding.Mesh) -> Evaluation:
         """`eval/prior/loss`, where conditional `eval/prior/loss_shuffled`, in nats a token, and bits."""
         sums: dict[str, float] = {}
-        for index, batch in enumerate(self.batches()):
+        # Where there are no captions there are no pairs.
+        batches = (self.all_captions and self.pair_batches) or self.batches
+        for index, batch in enumerate(batches()):
             device_batch = sharding.put_batch(batch, mesh)
             key = rng.step_key(0, "evaluation_draw", index)
             for name, value in self._batch_sums(ema["prior"], frozen, device_batch, key).items():

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from regvq_jax.conditioning.condition import INPUTS, KINDS, Condition, host_transforms
 from regvq_jax.conditioning.frozen_text import load_frozen_text
 from regvq_jax.data.captions import count_cut_captions
+from regvq_jax.data.every_caption import EveryCaption
 from regvq_jax.data.sources import Shuffled, Source
 from regvq_jax.data.tokens import TokenSource, check_meta
 from regvq_jax.data.transforms import Transform, encode_text
@@ -152,12 +153,20 @@ def make_prior_trainer(
             bound_fn=partial(bound, prior, model),
             inputs_fn=inputs_fn,
             batches=build.heldout_batches(Shuffled(heldout), transforms(False), train.batch_size),
+            pair_batches=partial(pair_batches, heldout, transforms(False), train.batch_size)
+            if condition.kind == "text"
+            else None,
             draw_fn=partial(draw_tokens, prior, model, condition, settings),
             tokenizer=tokenizer,
             prompts=make_prompts(config, settings, condition, heldout),
             seed=config.seed,
         ),
     ), facts
+
+
+def pair_batches(heldout: Source | TokenSource, transforms: list[Transform], batch_size: int):
+    """One pass of this process over all pairs of a held-out image and one of its captions."""
+    return build.heldout_batches(Shuffled(EveryCaption(heldout)), transforms, batch_size)()
 
 
 def open_source(config: ConfigDict, workdir: Path, split: str) -> Source | TokenSource:
