@@ -19,13 +19,14 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from regvq_jax import sharding, stages
+from regvq_jax import config_file, sharding, stages
 from regvq_jax.errors import UserError
 from regvq_jax.loop import Preempted
 from regvq_jax.progress import setup_logging
 from regvq_jax.workdir import check_groups, open_workdir
 
 USER_ERROR, RUN_AGAIN = 2, 42
+HELP_FLAGS = ("--help", "-h", "-help", "--helpshort", "--helpfull", "-?")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for all that the run makes.")
 _STAGE = flags.DEFINE_string(
@@ -80,35 +81,21 @@ def main(argv: list[str]) -> int:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's flags, with one sentence for each mistake."""
-    help_flags = ("--help", "-h", "-help", "--helpshort", "--helpfull", "-?")
-    if not any(flag in argv for flag in help_flags):
-        check_config_file(argv)
-    try:
-        rest = flags.FLAGS(argv)
-    except AttributeError as error:
-        # ml_collections names the field and the nearest valid one.
-        raise UserError("The config has no " + " ".join(str(error).strip("'\"").split())) from error
-    except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+    wants_help = any(flag in argv for flag in HELP_FLAGS)
+    if not wants_help:
+        values = [arg.partition("=")[2] for arg in argv if arg.startswith(("--config=", "-config="))]
+        values += [value for flag, value in itertools.pairwise(argv) if flag in ("--config", "-config")]
+        if not values:
+            raise UserError(
+                "--config is missing: name a config file, such as --config=configs/quickstart.py."
+            )
+        config_file.check_config_file(values[-1])
+    rest = config_file.parse_flags(flags.FLAGS, argv)
     if len(rest) > 1:
         raise UserError(f"Unexpected argument {rest[1]!r}; flags begin with -- (see --help).")
-    if flags.FLAGS.workdir is None and not any(flag in argv for flag in help_flags):
+    if flags.FLAGS.workdir is None and not wants_help:
         raise UserError("--workdir is missing: name a directory, such as --workdir=runs/quickstart.")
     return rest
-
-
-def check_config_file(argv: list[str]) -> None:
-    """Raises UserError unless --config names a file; makes the file's neighbours importable."""
-    values = [arg.partition("=")[2] for arg in argv if arg.startswith(("--config=", "-config="))]
-    values += [value for flag, value in itertools.pairwise(argv) if flag in ("--config", "-config")]
-    if not values:
-        raise UserError("--config is missing: name a config file, such as --config=configs/quickstart.py.")
-    path = Path(values[-1].partition(":")[0])
-    if not path.is_file():
-        near = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py"))) or "none in ./configs"
-        raise UserError(f"The config file {path} does not exist; here there are: {near}.")
-    # Configs import their shared blocks as `from configs import common`, wherever the call is made from.
-    sys.path.append(str(path.resolve().parent.parent))
 
 
 def run() -> None:
