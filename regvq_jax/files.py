@@ -5,8 +5,10 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import fsspec
 from etils import epath
 
 from regvq_jax.errors import UserError
@@ -92,6 +94,33 @@ def read_json(path: epath.PathLike) -> Any:
         raise UserError(f"Cannot read {os.fspath(path)}: {error.strerror or error}.") from error
     except ValueError as error:
         raise UserError(f"{os.fspath(path)} is not valid JSON ({error}); restore or delete it.") from error
+
+
+def cache_dir(name: str) -> Path:
+    """Where this machine keeps what can be had again: REGVQ_JAX_CACHE, or ~/.cache/regvq_jax."""
+    return Path(os.environ.get("REGVQ_JAX_CACHE", "~/.cache/regvq_jax")).expanduser() / name
+
+
+def local_copy(path: str | os.PathLike) -> Path:
+    """A file or folder that a user names, on this machine: what lies at a URL is fetched once and kept.
+
+    Args:
+        path: of a local file or folder, "~" and all, which is returned as it is, there or not; or the URL of
+            a file (gs://, s3://, https://, ...), kept in `cache_dir("files")` until it changes.
+
+    Raises:
+        UserError: the URL cannot be read, or the library for its storage is not installed.
+    """
+    path = os.fspath(path)
+    if "://" not in path:
+        return Path(path).expanduser()
+    options = {"cache_storage": str(cache_dir("files")), "check_files": True}
+    try:
+        return Path(fsspec.open_local(f"filecache::{path}", mode="rb", filecache=options))
+    except ImportError as error:
+        raise UserError(f"{path} needs a library for its storage that is not installed: {error}.") from error
+    except Exception as error:  # Each storage has errors of its own: no network, no credentials, ...
+        raise UserError(f"Cannot fetch {path}: {type(error).__name__}: {error}.") from error
 
 
 def check_writable(directory: epath.PathLike) -> None:

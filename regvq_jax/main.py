@@ -21,6 +21,7 @@ from ml_collections import config_flags
 
 from regvq_jax import config_file, sharding, stages
 from regvq_jax.errors import UserError
+from regvq_jax.files import local_copy
 from regvq_jax.loop import Preempted
 from regvq_jax.progress import setup_logging
 from regvq_jax.workdir import check_groups, open_workdir
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> int:
     check_groups(config, "The config file")
     if config.tokenizer:
         # The run remembers it, wherever it is called from.
-        path = Path(config.tokenizer).expanduser().absolute()
+        path = local_copy(config.tokenizer).absolute()
         if not path.is_file():
             raise UserError(
                 f"config.tokenizer={config.tokenizer} is no file; give the path of a tokenizer file."

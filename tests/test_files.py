@@ -1,11 +1,13 @@
 import os
+from pathlib import Path
 
+import fsspec
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from regvq_jax.errors import UserError
-from regvq_jax.files import check_writable, read_json, to_jsonable, write_json_atomic
+from regvq_jax.files import check_writable, local_copy, read_json, to_jsonable, write_json_atomic
 
 
 def test_json_round_trip_leaves_nothing_beside_it(tmp_path):
@@ -59,3 +61,18 @@ def test_check_writable_without_permission(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="Permission denied"):
         check_writable(tmp_path)
+
+
+def test_a_url_is_fetched_once_and_again_when_it_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("REGVQ_JAX_CACHE", str(tmp_path))
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/bucket/weights.bin", b"first")
+    try:
+        copy = local_copy("memory://bucket/weights.bin")
+        assert copy.read_bytes() == b"first" and copy.is_relative_to(tmp_path)
+        assert local_copy("memory://bucket/weights.bin") == copy
+        with pytest.raises(UserError, match="Cannot fetch memory://bucket/none"):
+            local_copy("memory://bucket/none")
+    finally:
+        memory.rm("/bucket", recursive=True)
+    assert local_copy("~/x") == Path("~/x").expanduser()

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from regvq_jax.conditioning.text import make_tokenizer
 from regvq_jax.conditioning.text_rows import RowTokenizer
 from regvq_jax.conditioning.text_wordpiece import make_wordpiece_tokenizer
 from regvq_jax.errors import UserError
+from regvq_jax.files import local_copy
 from regvq_jax.interop.text_weights import MINILM_PACKAGE, load_bert, load_clip_text, minilm_directory
 from regvq_jax.models.bert import BertEncoder
 from regvq_jax.models.clip_text import CLIPTextEncoder
@@ -83,11 +83,11 @@ def load_frozen_text(name: str, weights: str, length: int, dtype: Dtype = jnp.fl
     if not weights:
         raise UserError(f"The frozen text encoder {name!r} needs its weights; name {_WEIGHTS[name]}.")
     if name == "clip":
-        module, params = load_clip_text(weights, dtype)
+        module, params = load_clip_text(local_copy(weights), dtype)
         tokenizer = make_tokenizer()
         words = tokenizer.vocab_size - 1  # The padding has no place in CLIP's table.
     else:
-        directory = minilm_directory() if weights == MINILM_PACKAGE else Path(weights).expanduser()
+        directory = minilm_directory() if weights == MINILM_PACKAGE else local_copy(weights)
         module, params = load_bert(directory, dtype)
         tokenizer = make_wordpiece_tokenizer(directory / "tokenizer.json")
         module = module.clone(

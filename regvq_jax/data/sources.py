@@ -100,7 +100,8 @@ def make_source(
 
     Args:
         spec: "emoji", "emoji-grounds", "emoji-scenes", "emoji-scenes:M" (at most M objects), "folder:PATH",
-            "tfds:NAME/CONFIG:VERSION" (config and version where wanted) or "webdataset:SHARDS".
+            "tfds:NAME/CONFIG:VERSION" (config and version where wanted), "webdataset:SHARDS" or
+            "arrow:PATH".
         split: "train" or "heldout".
         image_size: side of the square crop that the pictures are meant for.
         upscale: let images through that are smaller than `image_size`.
@@ -216,6 +217,22 @@ def _webdataset(argument: str | None, wanted: _Wanted) -> Source:
     )
 
 
+def _arrow(argument: str | None, wanted: _Wanted) -> Source:
+    from regvq_jax.data.arrow import ArrowSource
+
+    if not argument:
+        raise UserError("Data source 'arrow' needs a path: 'arrow:PATH'.")
+    return ArrowSource(
+        argument,
+        wanted.split,
+        heldout_split=wanted.heldout_split,
+        image_size=wanted.image_size,
+        upscale=wanted.upscale,
+        num_label_classes=wanted.num_label_classes,
+        decode_side=wanted.decode_side,
+    )
+
+
 SOURCES = {
     "emoji": _emoji,
     "emoji-grounds": _emoji_grounds,
@@ -223,8 +240,9 @@ SOURCES = {
     "folder": _folder,
     "tfds": _tfds,
     "webdataset": _webdataset,
+    "arrow": _arrow,
 }
 SOURCES_HELP = (
     *("'emoji'", "'emoji-grounds'", "'emoji-scenes'", "'emoji-scenes:M'", "'folder:PATH'"),
-    *("'tfds:NAME/CONFIG:VERSION'", "'webdataset:SHARDS'"),
+    *("'tfds:NAME/CONFIG:VERSION'", "'webdataset:SHARDS'", "'arrow:PATH'"),
 )

@@ -1,7 +1,6 @@
 """Sets that tensorflow-datasets has prepared, ours and any other, as a data source; without tensorflow."""
 
 import hashlib
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from PIL import Image
 
 from regvq_jax.data.captions import caption_fields
-from regvq_jax.data.images import ImageError, read_image
-from regvq_jax.data.labels import MAX_CLASSES
+from regvq_jax.data.decode import decode_element
 from regvq_jax.data.listing import HELDOUT_FOLDERS, TRAIN_FOLDERS, first_names, heldout_paths
 from regvq_jax.data.replacing import Replacing
 from regvq_jax.errors import UserError
@@ -110,8 +107,7 @@ class TfdsSource:
         self.label_names = tuple(metadata.get("label_names", ()))
         self.num_classes = features[self._class].num_classes if self._class else 0
         self.class_names = tuple(features[self._class].names) if self._class else ()
-        self._decode_side = None if self._labels else decode_side
-        self._minimum = 1 if upscale else image_size
+        self._min_size, self._decode_side = 1 if upscale else image_size, decode_side
         self.skipped = _read_skipped(directory, self._split)
         facts = (info.full_name, self._split, info.splits[self._split].shard_lengths)
         facts += (info.splits[self._split].num_bytes, self._tenth and split, self.num_label_classes)
@@ -134,27 +130,17 @@ class TfdsSource:
     def _read(self, index: int) -> dict[str, Any]:
         example = self._open()[int(self._indices[index])]
         name = self._name_of(index)
-        element = {"image": read_image(example[self._image], name, self._decode_side)}
-        height, width = element["image"].shape[:2]
-        if min(height, width) < self._minimum:
-            raise ImageError(f"{name} is smaller ({width} x {height}) than the crop ({self._minimum}).")
-        if self._labels:
-            element["labels"] = self._read_labels(example[self._labels], (height, width), name)
+        element = decode_element(
+            example[self._image],
+            name,
+            min_size=self._min_size,
+            decode_side=self._decode_side,
+            labels=example[self._labels] if self._labels else None,
+            num_label_classes=self.num_label_classes,
+        )
         if self._class:
             element["class"] = np.int32(example[self._class])
         return element | caption_fields(_strings(example[self._texts]) if self._texts else (), index)
-
-    def _read_labels(self, content: bytes, size: tuple[int, int], name: str) -> np.ndarray:
-        with Image.open(io.BytesIO(content)) as image:
-            labels = np.array(image)
-        if labels.shape != size:
-            raise ImageError(f"The label map of {name} has not the size of its image.")
-        if labels.max(initial=0) >= self.num_label_classes:
-            raise UserError(
-                f"The label map of {name} has the id {labels.max()}, but there are {self.num_label_classes} "
-                f"classes: raise data.num_label_classes (to {MAX_CLASSES} at most)."
-            )
-        return labels
 
     def _name_of(self, index: int) -> str:
         return f"{self.name}/{self._split}[{self._indices[index]}]"

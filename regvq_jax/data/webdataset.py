@@ -5,20 +5,19 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
 
 from regvq_jax.data.captions import caption_fields
-from regvq_jax.data.images import ImageError, read_image
-from regvq_jax.data.labels import read_label_map
+from regvq_jax.data.decode import decode_element
+from regvq_jax.data.images import ImageError
 from regvq_jax.data.listing import MAX_SKIPPED_SHARE, first_names, heldout_paths
 from regvq_jax.data.replacing import Replacing
 from regvq_jax.data.tree import tar_index
 from regvq_jax.errors import UserError
-from regvq_jax.files import read_json, write_json_atomic
+from regvq_jax.files import cache_dir, read_json, write_json_atomic
 from regvq_jax.progress import track
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -26,7 +25,6 @@ _TEXTS = ("txt", "text", "caption", "json")
 _MAPS = ("seg.png", "labels.png", "map.png")
 _CLASS = "cls"
 _JSON_KEYS = ("caption", "captions", "text", "texts")
-_CACHE = Path("~/.cache/regvq_jax/webdataset")
 
 
 class Member(NamedTuple):
@@ -57,7 +55,7 @@ class WebdatasetSource:
     list of "captions") what it shows; .cls a class id; .seg.png, .labels.png or .map.png its label map. Other
     members are left alone; samples without an image are left out and named in `skipped`.
 
-    Shards are listed once: where each member lies is kept in ~/.cache/regvq_jax/webdataset. A "|" parts
+    Shards are listed once: where each member lies is kept in `files.cache_dir`. A "|" parts
     training from held-out shards; without it, a tenth of the samples is held out by a hash of their keys.
     """
 
@@ -117,8 +115,7 @@ class WebdatasetSource:
                 f"data.num_label_classes={num_label_classes}, but the samples of {self.name} have no label "
                 f"maps (.{', .'.join(_MAPS)}): set it to 0."
             )
-        self._decode_side = None if self._map else decode_side
-        self._minimum = 1 if upscale else image_size
+        self._min_size, self._decode_side = 1 if upscale else image_size, decode_side
         self.has_text, self.has_labels = bool(self._text), bool(self._map)
         self.num_label_classes = num_label_classes
         self.num_classes = 0
@@ -145,15 +142,14 @@ class WebdatasetSource:
 
     def _read(self, index: int) -> dict[str, Any]:
         name = self._name_of(index)
-        element = {"image": read_image(self._bytes(index, _IMAGES), name, self._decode_side)}
-        height, width = element["image"].shape[:2]
-        if min(height, width) < self._minimum:
-            raise ImageError(f"{name} is smaller ({width} x {height}) than the crop ({self._minimum}).")
-        if self._map:
-            labels = read_label_map(self._bytes(index, _MAPS), self.num_label_classes, name)
-            if labels.shape != (height, width):
-                raise ImageError(f"The label map of {name} has not the size of its image.")
-            element["labels"] = labels
+        element = decode_element(
+            self._bytes(index, _IMAGES),
+            name,
+            min_size=self._min_size,
+            decode_side=self._decode_side,
+            labels=self._bytes(index, _MAPS) if self._map else None,
+            num_label_classes=self.num_label_classes,
+        )
         if self._class:
             element["class"] = np.int32(self._read_class(index))
         return element | caption_fields(self._captions(index) if self._text else (), index)
@@ -236,7 +232,7 @@ def cached_index(shard: str) -> list[tuple[str, int, int]]:
     fs, path = fsspec.core.url_to_fs(shard)
     facts = fs.info(path)
     identity = ascii((shard, *(str(facts.get(key, "")) for key in ("size", "mtime", "etag", "updated"))))
-    directory = _CACHE.expanduser()
+    directory = cache_dir("webdataset")
     record = directory / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
     if record.exists():
         return [tuple(row) for row in read_json(record)]

