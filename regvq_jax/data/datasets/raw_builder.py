@@ -23,6 +23,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import ExifTags, Image
 from tensorflow_datasets.core import writer as tfds_writer
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from regvq_jax.data.images import ImageError, read_image
 from regvq_jax.data.labels import label_colours
@@ -247,6 +248,7 @@ class RawBuilder(tfds.core.GeneratorBasedBuilder):
         path = self._shard_path(split, index)
         skipped = []
         features, examples = self.info.features, 0
+        serializer = ExampleSerializer(features.get_serialized_info())
 
         def serialized() -> Iterator[tuple[str, bytes]]:
             nonlocal examples
@@ -257,7 +259,9 @@ class RawBuilder(tfds.core.GeneratorBasedBuilder):
                     skipped.append((item.key, str(error)))
                 else:
                     examples += 1
-                    yield item.key, features.serialize_example(features.encode_example(example))
+                    proto = serializer.get_tf_example(features.encode_example(example))
+                    # Otherwise the order of the features is another one in every process.
+                    yield item.key, proto.SerializeToString(deterministic=True)
                 count_one()
 
         with report_write_errors(path):

@@ -1,5 +1,6 @@
 """Preparing: parallel, resumable, counted; whatever the threads, the same bytes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,13 +52,24 @@ print(len(again.as_data_source("validation")), again.info.metadata["label_names"
     assert "12 (48, 64, 3) (48, 64, 1) 151\n4 unknown" in done.stdout
 
 
-def test_the_number_of_threads_changes_nothing(tmp_path, small_shards):
+def test_neither_threads_nor_the_process_change_anything(tmp_path, small_shards):
     one = builder(tmp_path, name="a", num_workers=1)
     four = builder(tmp_path, name="b", num_workers=4)
     one.download_and_prepare()
     four.download_and_prepare()
     assert shards(one) == shards(four) and len(shards(one)) == 4 + 2
     assert one.info.splits["train"].shard_lengths == [3, 3, 3, 3]
+    script = f"""
+from regvq_jax.data.datasets import raw_builder
+from regvq_jax.data.datasets.ade20k import Ade20k
+raw_builder.SHARD_EXAMPLES = 3
+options = dict(data_dir={str(tmp_path / "c")!r}, allow_count_mismatch=True)
+Ade20k(raw=[{str(tmp_path / "a")!r}], **options).download_and_prepare()
+"""
+    environment = os.environ | {"PYTHONHASHSEED": "7"}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=120)
+    other = Ade20k(data_dir=tmp_path / "c")
+    assert shards(other) == shards(one)
 
 
 def test_a_call_that_was_broken_off_goes_on(tmp_path, small_shards, monkeypatch):
