@@ -10,7 +10,7 @@ from regvq_jax.data.captions import caption_fields
 from regvq_jax.data.decode import decode_element
 from regvq_jax.data.images import ImageError
 from regvq_jax.data.listing import HELDOUT_FOLDERS, TRAIN_FOLDERS, heldout_paths
-from regvq_jax.data.replacing import Replacing
+from regvq_jax.data.replacing import Replacing, ReplacingSource
 from regvq_jax.errors import UserError
 
 _IMAGES = ("image", "img", "jpg", "png", "picture")
@@ -19,7 +19,7 @@ _TEXTS = ("captions", "caption", "texts", "text", "prompt")
 _CLASSES = ("class", "label")
 
 
-class ArrowSource:
+class ArrowSource(ReplacingSource):
     """A split of what `Dataset.save_to_disk` or `DatasetDict.save_to_disk` has written.
 
     Columns are found by kind and name: the image is an image column called "image", or the first there is;
@@ -83,18 +83,6 @@ class ArrowSource:
         self.fingerprint = f"{self._rows._fingerprint}{'t' * tenth}{split[0]}"[:18]
         what = f"{split} images of {self.name}"
         self._elements = Replacing(self._read, len(self._indices), self._name_of, what)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Decodes one element; see `sources.Source` for what is in it, `Replacing` for what fails."""
-        return self._elements[index]
-
-    @property
-    def undecodable(self) -> tuple[tuple[str, str], ...]:
-        """(name, reason) of what could not be decoded so far."""
-        return self._elements.undecodable
 
     def _read(self, index: int) -> dict[str, Any]:
         row = self._rows[int(self._indices[index])]

@@ -15,12 +15,12 @@ from regvq_jax.data.class_folders import class_ids, class_names
 from regvq_jax.data.images import ImageError, read_image
 from regvq_jax.data.labels import MAX_CLASSES, read_label_map
 from regvq_jax.data.listing import IMAGE_FOLDER, MAP_FOLDERS, Layout, first_names
-from regvq_jax.data.replacing import Replacing
+from regvq_jax.data.replacing import Replacing, ReplacingSource
 from regvq_jax.data.tree import File, Tree, open_tree
 from regvq_jax.errors import UserError
 
 
-class FolderSource:
+class FolderSource(ReplacingSource):
     """The images below a folder, in the order of their relative paths.
 
     Splits: with a sub-folder `train/` or `training/` and one of `heldout/ validation/ valid/ val/
@@ -101,29 +101,6 @@ class FolderSource:
         self.fingerprint = self._fingerprint(images, {file.path: file.size for file in files})
         what = f"{split} images of {self._tree.name}"
         self._elements = Replacing(self._read, len(images), self._paths.__getitem__, what)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Decodes one image.
-
-        Args:
-            index: in [0, len).
-
-        Returns:
-            {"image": uint8 [H, W, 3]} and, with captions, "text": str and "texts": tuple of str; with
-            label maps, "labels": uint8 [H, W]; with classes, "class": int32 [].
-
-        Raises:
-            UserError: more than 1 % of the images cannot be decoded, or a label is none of the classes'.
-        """
-        return self._elements[index]
-
-    @property
-    def undecodable(self) -> tuple[tuple[str, str], ...]:
-        """(path, reason) of what could not be decoded so far."""
-        return self._elements.undecodable
 
     def _read(self, index: int) -> dict[str, Any]:
         """The element, or an `ImageError`."""

@@ -33,6 +33,9 @@ class Replacing:
         self._undecodable: dict[int, str] = {}
         self._lock = threading.Lock()
 
+    def __len__(self) -> int:
+        return self._length
+
     @property
     def undecodable(self) -> tuple[tuple[str, str], ...]:
         """(name, reason) of what this process could not decode so far."""
@@ -84,3 +87,25 @@ class Replacing:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
+
+
+class ReplacingSource:
+    """What the sources of files share: `_elements` reads their elements."""
+
+    _elements: Replacing
+
+    def __len__(self) -> int:
+        return len(self._elements)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Decodes one element; see `sources.Source` for what is in it, `Replacing` for what fails.
+
+        Raises:
+            UserError: more than 1 % cannot be decoded, or a label is none of the classes'.
+        """
+        return self._elements[index]
+
+    @property
+    def undecodable(self) -> tuple[tuple[str, str], ...]:
+        """(name, reason) of what this process could not decode so far."""
+        return self._elements.undecodable

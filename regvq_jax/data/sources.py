@@ -63,6 +63,12 @@ class _Wanted:
     heldout_split: str
     decode_side: int | None
 
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """What every source of files wants to know of the pictures."""
+        names = ("image_size", "upscale", "num_label_classes", "decode_side")
+        return {name: getattr(self, name) for name in names}
+
 
 class Shuffled:
     """A source in a fixed random order, in which neighbours have nothing to do with each other."""
@@ -179,11 +185,8 @@ def _folder(argument: str | None, wanted: _Wanted) -> Source:
     return FolderSource(
         argument,
         wanted.split,
-        wanted.image_size,
-        upscale=wanted.upscale,
-        num_label_classes=wanted.num_label_classes,
         class_folders=wanted.class_folders,
-        decode_side=wanted.decode_side,
+        **wanted.decoding,
     )
 
 
@@ -197,10 +200,7 @@ def _tfds(argument: str | None, wanted: _Wanted) -> Source:
         wanted.split,
         data_dir=wanted.data_dir,
         heldout_split=wanted.heldout_split,
-        image_size=wanted.image_size,
-        upscale=wanted.upscale,
-        num_label_classes=wanted.num_label_classes,
-        decode_side=wanted.decode_side,
+        **wanted.decoding,
     )
 
 
@@ -210,10 +210,7 @@ def _webdataset(argument: str | None, wanted: _Wanted) -> Source:
     return WebdatasetSource(
         argument or "",
         wanted.split,
-        image_size=wanted.image_size,
-        upscale=wanted.upscale,
-        num_label_classes=wanted.num_label_classes,
-        decode_side=wanted.decode_side,
+        **wanted.decoding,
     )
 
 
@@ -226,10 +223,7 @@ def _arrow(argument: str | None, wanted: _Wanted) -> Source:
         argument,
         wanted.split,
         heldout_split=wanted.heldout_split,
-        image_size=wanted.image_size,
-        upscale=wanted.upscale,
-        num_label_classes=wanted.num_label_classes,
-        decode_side=wanted.decode_side,
+        **wanted.decoding,
     )
 
 

@@ -13,7 +13,7 @@ from etils import epath
 from regvq_jax.data.captions import caption_fields
 from regvq_jax.data.decode import decode_element
 from regvq_jax.data.listing import HELDOUT_FOLDERS, TRAIN_FOLDERS, first_names, heldout_paths
-from regvq_jax.data.replacing import Replacing
+from regvq_jax.data.replacing import Replacing, ReplacingSource
 from regvq_jax.errors import UserError
 
 _IMAGES = ("image",)
@@ -27,7 +27,7 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
 
 
-class TfdsSource:
+class TfdsSource(ReplacingSource):
     """A split of a prepared set, read from its array_record files.
 
     Features are found by kind and name: the image is the one with three channels, or four, or one that is
@@ -114,18 +114,6 @@ class TfdsSource:
         self.fingerprint = hashlib.sha256(ascii(facts).encode()).hexdigest()[:16]
         what = f"{split} images of {self.name}"
         self._elements = Replacing(self._read, len(self._indices), self._name_of, what)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Decodes one element; see `sources.Source` for what is in it, `Replacing` for what fails."""
-        return self._elements[index]
-
-    @property
-    def undecodable(self) -> tuple[tuple[str, str], ...]:
-        """(name, reason) of what could not be decoded so far."""
-        return self._elements.undecodable
 
     def _read(self, index: int) -> dict[str, Any]:
         example = self._open()[int(self._indices[index])]

@@ -14,7 +14,7 @@ from regvq_jax.data.captions import caption_fields
 from regvq_jax.data.decode import decode_element
 from regvq_jax.data.images import ImageError
 from regvq_jax.data.listing import MAX_SKIPPED_SHARE, first_names, heldout_paths
-from regvq_jax.data.replacing import Replacing
+from regvq_jax.data.replacing import Replacing, ReplacingSource
 from regvq_jax.data.tree import tar_index
 from regvq_jax.errors import UserError
 from regvq_jax.files import cache_dir, read_json, write_json_atomic
@@ -48,7 +48,7 @@ class Sample(NamedTuple):
     members: dict[str, Member]
 
 
-class WebdatasetSource:
+class WebdatasetSource(ReplacingSource):
     """Samples in the order of the shards and of the files in them.
 
     Of a sample, .jpg, .jpeg, .png or .webp is the image; .txt (a caption a line) or .json ("caption", or a
@@ -127,18 +127,6 @@ class WebdatasetSource:
         self.fingerprint = hashlib.sha256(ascii((facts, num_label_classes)).encode()).hexdigest()[:16]
         what = f"{split} samples of {self.name}"
         self._elements = Replacing(self._read, len(samples), self._name_of, what)
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Decodes one sample; see `sources.Source` for what is in it, `Replacing` for what fails."""
-        return self._elements[index]
-
-    @property
-    def undecodable(self) -> tuple[tuple[str, str], ...]:
-        """(name, reason) of what could not be decoded so far."""
-        return self._elements.undecodable
 
     def _read(self, index: int) -> dict[str, Any]:
         name = self._name_of(index)
