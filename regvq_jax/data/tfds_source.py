@@ -159,9 +159,12 @@ def find_directory(spec: str, data_dir: epath.Path) -> epath.Path:
     """
     path, _, version = spec.partition(":")
     name, _, config = path.partition("/")
-    how = f"prepare it by python -m regvq_jax.data prepare {path} --raw=PATH --data_dir={data_dir}"
+    how = (
+        f"prepare it by python -m regvq_jax.data prepare {path} --raw=PATH --data_dir={data_dir}, or, if it "
+        'is not one of ours, by its tfds builder with file_format="array_record"'
+    )
     if not name or not (data_dir / name).is_dir():
-        there = _sub_folders(data_dir)
+        there = [name for name in _sub_folders(data_dir) if name != "downloads"]
         raise UserError(
             f'"{name}" is not prepared in {data_dir}, which has {first_names(there, 8) or "no sets"}: {how}, '
             "or set data.data_dir."
@@ -233,7 +236,7 @@ def _is_text(feature: Any) -> bool:
     if isinstance(feature, tfds.features.Sequence):
         inner = feature.feature
         if isinstance(inner, tfds.features.FeaturesDict):
-            return any(isinstance(inner.get(name), tfds.features.Text) for name in _TEXTS)
+            return any(isinstance(inner[n], tfds.features.Text) for n in _TEXTS if n in inner)
         return isinstance(inner, tfds.features.Text)
     return isinstance(feature, tfds.features.Text)
 
