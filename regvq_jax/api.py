@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from regvq_jax.errors import UserError
 from regvq_jax.evaluate.samples import decode_codes, draw_tokens, split_levels
 from regvq_jax.interop.tokenizer_file import save_tokenizer
+from regvq_jax.mirror import local_workdir
 from regvq_jax.models.tokenizer import ImageTokenizer
 from regvq_jax.trained import TrainedPrior, load_prior, load_tokenizer, open_tokenizer
 from regvq_jax.trainers import build_prior, build_sampling
@@ -43,13 +44,14 @@ class Tokenizer:
         """The tokenizer of a run, averaged and of its newest checkpoint, or that of an exported file.
 
         Args:
-            path: a workdir, or a .safetensors file of `save`, of `regvq_jax.prune` or of an import.
+            path: a workdir, or the URL of one, or a .safetensors file of `save`, of `regvq_jax.prune` or of
+                an import.
 
         Raises:
             UserError: there is no such path; the directory is not a workdir or holds no checkpoint; or the
                 file is no tokenizer.
         """
-        return cls(*open_tokenizer(Path(path).expanduser().absolute()))
+        return cls(*open_tokenizer(local_workdir(path).absolute()))
 
     def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
         """Writes the tokenizer to one .safetensors file, for `load` or a config's `tokenizer` field.
@@ -133,7 +135,7 @@ class Prior:
         Raises:
             UserError: the directory is not a workdir or holds no prior.
         """
-        directory = Path(workdir).expanduser().absolute()
+        directory = local_workdir(workdir).absolute()
         config = load_config(directory)
         network, tokenizer_params = load_tokenizer(config, directory)
         trained = load_prior(config, directory, network, tokenizer_params)

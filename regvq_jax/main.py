@@ -10,9 +10,12 @@ Exit codes: 0 done, 2 a mistake in the input (one sentence says which), 42 ended
 run the same command again.
 """
 
+import contextlib
 import itertools
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -23,13 +26,17 @@ from regvq_jax import config_file, sharding, stages
 from regvq_jax.errors import UserError
 from regvq_jax.files import local_copy
 from regvq_jax.loop import Preempted
+from regvq_jax.mirror import Mirror
 from regvq_jax.progress import setup_logging
 from regvq_jax.workdir import check_groups, open_workdir
 
+log = logging.getLogger("regvq_jax")
 USER_ERROR, RUN_AGAIN = 2, 42
 HELP_FLAGS = ("--help", "-h", "-help", "--helpshort", "--helpfull", "-?")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for all that the run makes.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory, or the URL of one in a bucket, for all that the run makes."
+)
 _STAGE = flags.DEFINE_string(
     "stage", None, f"Run only this stage: {', '.join(stages.STAGES)}. By default all of config.stages."
 )
@@ -72,12 +79,30 @@ def main(argv: list[str]) -> int:
             )
         with config.unlocked():
             config.tokenizer = str(path)
-    workdir = open_workdir(_WORKDIR.value, config)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    chosen = (_STAGE.value,) if _STAGE.value else tuple(config.stages)
-    profile_steps = tuple(int(x) for x in _PROFILE.value)
-    stages.run(config, workdir, mesh, chosen, profile_steps=profile_steps)
+    with local_directory(_WORKDIR.value) as directory:
+        workdir = open_workdir(directory, config)
+        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+        chosen = (_STAGE.value,) if _STAGE.value else tuple(config.stages)
+        profile_steps = tuple(int(x) for x in _PROFILE.value)
+        stages.run(config, workdir, mesh, chosen, profile_steps=profile_steps)
     return 0
+
+
+@contextlib.contextmanager
+def local_directory(workdir: str) -> Iterator[str]:
+    """The workdir on this machine: itself, or, where it is a URL, a directory that the bucket follows."""
+    if "://" not in workdir:
+        yield workdir
+        return
+    if jax.process_count() > 1:
+        raise UserError(
+            f"--workdir={workdir} is a URL, which a run of one process can have: for {jax.process_count()} "
+            "processes name a disk that they share, or a bucket mounted as one (gcsfuse, mountpoint-s3)."
+        )
+    with Mirror(workdir) as mirror:
+        log.info("works in %s, which %s follows", mirror.local, workdir)
+        yield str(mirror.local)
+    log.info("all of it is in %s", workdir)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

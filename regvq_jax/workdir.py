@@ -60,12 +60,6 @@ def open_workdir(path: str, config: ConfigDict) -> Path:
     Raises:
         UserError: it belongs to a run with another config (nothing is touched), or cannot be written to.
     """
-    if "://" in path:
-        # Token caches are array_record files, which are read from disks only.
-        raise UserError(
-            f"--workdir={path} is a URL: a workdir has to lie on a disk, or on a bucket mounted as one "
-            "(gcsfuse, s3fs, mountpoint-s3); data and weights may be named by URLs."
-        )
     directory = Path(path).expanduser().absolute()
     record = directory / "config.json"
     wanted = flatten(json.loads(config.to_json_best_effort()))

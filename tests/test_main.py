@@ -119,7 +119,7 @@ MISTAKES = {
     "batch size": ([TINY, "--workdir=W", "--config.train.batch_size=0"], "batch_size=0"),
     "image size": ([TINY, "--workdir=W", "--config.data.image_size=30"], "multiple of 4"),
     "mesh": ([TINY, "--workdir=W", "--config.mesh.fsdp=3"], "mesh.fsdp=3 does not fit 1 device"),
-    "workdir in a bucket": ([TINY, "--workdir=gs://bucket/run"], "has to lie on a disk"),
+    "workdir in no storage": ([TINY, "--workdir=nonsense://bucket/run"], "in no storage"),
     "workdir is a file": ([TINY, "--workdir=W/file"], "cannot be made"),
 }
 
