@@ -14,8 +14,8 @@ from regvq_jax.errors import UserError
 
 NUM_CLASSES = 200
 _CAPTION_FOLDERS = ("text/", "text_c10/")
-_CLASS_LISTS = {"train": "trainvalclasses.txt", "test": "testclasses.txt"}
-_NAME_LISTS = {"train": "train/filenames.pickle", "test": "test/filenames.pickle"}
+# What is not of the test split is of the training split, validation classes included.
+_TEST_CLASSES, _TEST_NAMES = "testclasses.txt", "test/filenames.pickle"
 
 
 class CubCaptions(RawBuilder):
@@ -23,8 +23,8 @@ class CubCaptions(RawBuilder):
 
     RAW_HELP = (
         "CUB_200_2011.tgz (images/CLASS/NAME.jpg) and the captions of Reed et al. (text/ or "
-        f"text_c10/CLASS/NAME.txt) with the lists of their split: {' and '.join(_CLASS_LISTS.values())} of "
-        f"cvpr2016_cub.tar.gz, or {' and '.join(_NAME_LISTS.values())} of birds.zip."
+        f"text_c10/CLASS/NAME.txt) with the list of their test split: {_TEST_CLASSES} of "
+        f"cvpr2016_cub.tar.gz, or {_TEST_NAMES} of birds.zip."
     )
     EXPECTED = {"": {"train": 8855, "test": 2933}}
 
@@ -95,27 +95,20 @@ class CubCaptionsLayout:
 
     def _split(self):
         """A function that says of CLASS/NAME whether it is of the test split."""
-        found = self._find(_CLASS_LISTS)
-        if found:
-            classes = {split: set(read_text(self._tree, path).split()) for split, path in found.items()}
-            return lambda stem: stem.partition("/")[0] in classes["test"]
-        found = self._find(_NAME_LISTS)
-        if found:
-            stems = _strings_of_pickle(self._tree.read(found["test"]))
+        if found := self._find(_TEST_CLASSES):
+            classes = set(read_text(self._tree, found).split())
+            return lambda stem: stem.partition("/")[0] in classes
+        if found := self._find(_TEST_NAMES):
+            stems = _strings_of_pickle(self._tree.read(found))
             return lambda stem: stem in stems
         raise UserError(
             f"{self._tree.name} has no list of the class-disjoint split: name by --raw the archive that has "
-            f"{' and '.join(_CLASS_LISTS.values())}, or {' and '.join(_NAME_LISTS.values())}."
+            f"{_TEST_CLASSES} or {_TEST_NAMES}."
         )
 
-    def _find(self, names: dict[str, str]) -> dict[str, str] | None:
-        found = {
-            split: path
-            for split, name in names.items()
-            for path in sorted(self._paths)
-            if f"/{path}".endswith(f"/{name}")
-        }
-        return found if len(found) == len(names) else None
+    def _find(self, name: str) -> str:
+        """The path of a file of that name, "" where there is none."""
+        return next((path for path in sorted(self._paths) if f"/{path}".endswith(f"/{name}")), "")
 
 
 def _strings_of_pickle(content: bytes) -> set[str]:
