@@ -7,7 +7,9 @@ Archives are read in place. A call that was broken off goes on where it stopped.
 --config.data.source=tfds:NAME (and --config.data.data_dir=DIR). tensorflow is not needed.
 """
 
+import argparse
 import importlib
+import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from rich.table import Table
 
 from regvq_jax.command_line import Parser, positive
 from regvq_jax.data.tfds_source import default_data_dir
+from regvq_jax.data.tree import is_remote
 from regvq_jax.errors import UserError
 from regvq_jax.files import read_json, report_write_errors
 from regvq_jax.settings import did_you_mean
@@ -54,11 +57,11 @@ def main(argv: Sequence[str]) -> None:
         has = f"has {', '.join(known)}" if known else "has no configs"
         raise UserError(f'{name} has no config "{config}": it {has}.')
     options: dict[str, Any] = {"config": config} if config else {}
-    data_dir = args.data_dir.expanduser().absolute()
+    data_dir = args.data_dir
     with report_write_errors(data_dir):
         data_dir.mkdir(parents=True, exist_ok=True)
     builder = cls(
-        raw=args.raw,
+        raw=[path if is_remote(path) else os.path.abspath(os.path.expanduser(path)) for path in args.raw],
         num_workers=args.num_workers,
         allow_count_mismatch=args.allow_count_mismatch,
         data_dir=data_dir,
@@ -82,6 +85,8 @@ def show_report(directory: Path) -> None:
         size = f"{facts['bytes'] / 1e6:,.1f}"
         table.add_row(split, f"{facts['examples']:,}", size, f"{len(facts['skipped']):,}")
     Console().print(table)
+    if report.get("raw"):
+        print(f"made from {', '.join(report['raw'])}")
     for note in report["notes"]:
         print(f"note: {note}")
     for name, what in (
@@ -104,13 +109,24 @@ def describe_datasets() -> str:
     return "\n".join(lines)
 
 
+def _on_disk(text: str) -> Path:
+    """A directory of this machine, as the type of an argument."""
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(
+            f"{text} is a URL, and shards are written to a disk: prepare there, then copy it to the bucket"
+        )
+    return Path(text).expanduser().absolute()
+
+
 def make_parser() -> Parser:
     """The flags."""
     parser = Parser("regvq_jax.data prepare", __doc__, epilog=describe_datasets())
     add = parser.add_argument
     add("name", metavar="NAME[/CONFIG]", help="the data set, see below")
     add("--raw", nargs="+", default=(), metavar="PATH", help="folders and archives (zip, tar), or their URLs")
-    add("--data_dir", type=Path, default=default_data_dir(), metavar="DIR", help="default: %(default)s")
+    # As text: argparse checks no other default.
+    default = str(default_data_dir())
+    add("--data_dir", type=_on_disk, default=default, metavar="DIR", help="default: %(default)s")
     add("--num_workers", type=positive, metavar="N", help="threads (default: one for each core)")
     add(
         "--allow_count_mismatch",

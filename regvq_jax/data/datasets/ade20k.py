@@ -1,5 +1,6 @@
 """ADE20K in the layout of the scene-parsing benchmark: photographs with label maps of 150 classes."""
 
+import re
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -19,6 +20,8 @@ from regvq_jax.data.tree import Tree
 
 NUM_CLASSES = 151
 _SPLITS = {"train": "training", "validation": "validation"}
+# Of objectInfo150.txt: number, share of the pixels, images in training and validation, stuff or not, name.
+_CLASS_ROW = re.compile(r"(\d+)\s+[\d.]+\s+\d+\s+\d+\s+\d+\s+(\S.*)")
 _EXTENSIONS = (".jpg", ".jpeg", ".png")
 
 
@@ -44,6 +47,11 @@ class Ade20k(RawBuilder):
     def make_layout(self, tree: Tree) -> "Ade20kLayout":
         """See `Ade20kLayout`."""
         return Ade20kLayout(tree)
+
+    def find_label_names(self, layout: "Ade20kLayout") -> tuple[str, ...]:
+        """Of objectInfo150.txt, which lies beside the images in the archive."""
+        known = layout.label_names()
+        return tuple(known.get(i, name) for i, name in enumerate(self.LABEL_NAMES))
 
 
 class Ade20kLayout:
@@ -81,6 +89,14 @@ class Ade20kLayout:
         labels = checked_labels(self._tree, map_path, NUM_CLASSES)
         labels = labels_of_size(labels, image_size(image), map_path)
         return {"image": image, "labels": png(labels), "scene": scene, "name": item.key}
+
+    def label_names(self) -> dict[int, str]:
+        """Names of the classes by id, the first of several; {} where the raw files have no list of them."""
+        path = f"{self._root}objectInfo150.txt"
+        if path not in {file.path for file in self._tree.files()}:
+            return {}
+        rows = map(_CLASS_ROW.match, read_text(self._tree, path).splitlines())
+        return {int(row[1]): row[2].split(",")[0].strip() for row in rows if row}
 
     def _scenes(self, paths: set[str]) -> dict[str, str]:
         path = f"{self._root}sceneCategories.txt"

@@ -8,23 +8,20 @@ each; a call that was broken off, even by kill -9, finds the shards that it had 
 """
 
 import abc
-import hashlib
 import io
 import os
 import shutil
-import threading
+import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from PIL import ExifTags, Image
-from tensorflow_datasets.core import writer as tfds_writer
-from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+from regvq_jax.data.datasets.raw_shards import Item, Layout, ShardWriter, put_in_place
 from regvq_jax.data.images import ImageError, read_image
 from regvq_jax.data.labels import label_colours
 from regvq_jax.data.listing import MAX_SKIPPED_SHARE, first_names
@@ -34,46 +31,13 @@ from regvq_jax.errors import UserError
 from regvq_jax.evaluate.sheets import captioned_sheet
 from regvq_jax.files import (
     check_writable,
-    read_json,
-    report_write_errors,
     write_bytes_atomic,
     write_json_atomic,
     write_text_atomic,
 )
-from regvq_jax.progress import Progress
 
-CODE_VERSION = 1  # of what is written; shards of another one are not kept
-SHARD_EXAMPLES = 1024
 SHEET_EXAMPLES, SHEET_SIZE = 32, 128
 _PLAIN_MODES = ("RGB", "L")
-
-
-class Item(NamedTuple):
-    """One example before it is read.
-
-    Attributes:
-        key: unique in its split, the same wherever the raw files lie.
-        facts: what `Layout.read` needs to know.
-    """
-
-    key: str
-    facts: Any = None
-
-
-class Layout(Protocol):
-    """Where a download has its examples.
-
-    Attributes:
-        notes: what is worth a line in the report, filled by `items`.
-    """
-
-    notes: list[str]
-
-    def items(self) -> dict[str, list[Item]]:
-        """The items of each split; UserError where the files are not laid out as they should be."""
-
-    def read(self, item: Item) -> dict[str, Any]:
-        """The features of an item, images as the bytes of a file; ImageError: it is skipped. Thread-safe."""
 
 
 class RawBuilder(tfds.core.GeneratorBasedBuilder):
@@ -126,6 +90,11 @@ class RawBuilder(tfds.core.GeneratorBasedBuilder):
     def make_features(self) -> dict[str, Any]:
         """The features by name."""
 
+    def find_label_names(self, layout: Any) -> tuple[str, ...]:
+        """Names of the classes of label maps, where the raw files know them better than `LABEL_NAMES`."""
+        del layout
+        return self.LABEL_NAMES
+
     def _info(self) -> tfds.core.DatasetInfo:
         metadata = {}
         if self.LABEL_NAMES:
@@ -143,11 +112,14 @@ class RawBuilder(tfds.core.GeneratorBasedBuilder):
         Raises:
             UserError: none were named, or they cannot be opened.
         """
+        return self.make_layout(self._open_raw())
+
+    def _open_raw(self) -> Tree:
         if not self._raw:
             raise UserError(
                 f"{self.name} is made from files that you have to fetch: {self.RAW_HELP} Name them by --raw."
             )
-        return self.make_layout(open_trees(self._raw, self.partial_dir / "unzipped"))
+        return open_trees(self._raw, self.partial_dir / "unzipped")
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         """Every split one example after another: what `_generate_splits` does in parallel."""
@@ -161,115 +133,64 @@ class RawBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[tfds.core.SplitInfo]:
         del dl_manager, download_config
+        began = time.monotonic()
         check_writable(self.partial_dir)
-        layout = self.open_layout()
-        splits = layout.items()
+        tree = self._open_raw()
+        try:
+            layout = self.make_layout(tree)
+            splits = layout.items()
+        except OSError as error:
+            raise UserError(f"Cannot read {tree.name}: {error}; fetch it again.") from error
+        if self.LABEL_NAMES:
+            self.info.metadata["label_names"] = list(self.find_label_names(layout))
         for split, items in splits.items():
             self._check_count(split, len(items), "in the raw files")
             _check_keys(self.name, split, items)
-        self._begin(splits)
-        shards = {split: _cut(items) for split, items in splits.items()}
-        done = self._write_missing(layout, shards)
+        sizes = {file.path: file.size for file in tree.files()}
+        shards = self._shard_writer().write(layout, splits, sizes)
 
-        infos, report = [], {"name": self.info.full_name, "notes": layout.notes, "splits": {}}
-        for split, parts in shards.items():
-            results = [done[split, i] for i in range(len(parts))]
-            skipped = [tuple(x) for result in results for x in result["skipped"]]
-            count = sum(result["examples"] for result in results)
+        infos, facts = [], {}
+        for split, results in shards.items():
+            skipped = [x for result in results for x in result.skipped]
+            count = sum(result.examples for result in results)
             self._check_skipped(split, skipped, len(splits[split]))
             if skipped:
                 self._check_count(split, count, "left without those that cannot be read")
             template = self._get_filename_template(split)
-            for i in range(len(parts)):
-                target = Path(template.sharded_filepath(shard_index=i, num_shards=len(parts)))
-                with report_write_errors(target):
-                    shutil.move(self._shard_path(split, i), target)
-            num_bytes = sum(result["bytes"] for result in results)
-            lengths = [result["examples"] for result in results]
+            num_bytes = sum(result.num_bytes for result in results)
+            lengths = [result.examples for result in results]
             infos.append(tfds.core.SplitInfo(split, lengths, num_bytes, template))
-            report["splits"][split] = {"examples": count, "bytes": num_bytes, "skipped": skipped}
+            facts[split] = {"examples": count, "bytes": num_bytes, "skipped": skipped}
+        for info in infos:  # When all of them have passed.
+            results = shards[info.name]
+            targets = info.filename_template.sharded_filepaths(len(results))
+            for result, target in zip(results, targets, strict=True):
+                put_in_place(result.path, Path(target))
+        report = {
+            "name": self.info.full_name,
+            "raw": [os.fspath(path) for path in self._raw],
+            "notes": layout.notes,
+            "splits": facts,
+            "seconds": time.monotonic() - began,
+        }
         self._report(report, layout, splits)
-        shutil.rmtree(self.partial_dir)
         return infos
 
-    def _begin(self, splits: dict[str, list[Item]]) -> None:
-        """Keeps the shards of an earlier call that had the same items; others are deleted."""
-        digest = hashlib.sha256(ascii((CODE_VERSION, SHARD_EXAMPLES, splits)).encode()).hexdigest()
-        record = self.partial_dir / "items.json"
-        if record.exists() and read_json(record) != digest:
-            logging.warning("%s was begun from other raw files: it begins anew.", self.partial_dir)
-            shutil.rmtree(self.partial_dir / "shards", ignore_errors=True)
-        (self.partial_dir / "shards").mkdir(parents=True, exist_ok=True)
-        write_json_atomic(record, digest)
+    def _post_download_and_prepare_hook(self) -> None:
+        """Deletes what is of no more use, now that the set is in its place."""
+        shutil.rmtree(self.partial_dir, ignore_errors=True)
+        # What tensorflow-datasets had no time to delete in calls that were killed.
+        for left in self.partial_dir.parent.glob(f"incomplete.*_{Path(self.data_dir).name}"):
+            shutil.rmtree(left, ignore_errors=True)
 
-    def _shard_path(self, split: str, index: int) -> Path:
-        return self.partial_dir / "shards" / f"{split}-{index:05d}"
-
-    def _write_missing(
-        self, layout: Layout, shards: dict[str, list[list[Item]]]
-    ) -> dict[tuple[str, int], dict[str, Any]]:
-        """Writes the shards that are not there yet; what is known of each, by (split, index)."""
-        done = {}
-        for split, parts in shards.items():
-            for i in range(len(parts)):
-                record = self._shard_path(split, i).with_suffix(".json")
-                if record.exists():
-                    done[split, i] = read_json(record)
-        missing = [(s, i, part) for s, parts in shards.items() for i, part in enumerate(parts)]
-        missing = [(s, i, part) for s, i, part in missing if (s, i) not in done]
-        total = sum(len(part) for parts in shards.values() for part in parts)
-        progress = Progress(
-            self.name, total, total - sum(len(part) for _, _, part in missing), unit="examples"
+    def _shard_writer(self) -> ShardWriter:
+        return ShardWriter(
+            self.partial_dir / "shards",
+            name=self.name,
+            features=self.info.features,
+            file_format=self.info.file_format,
+            num_workers=self._num_workers,
         )
-        stop, lock = threading.Event(), threading.Lock()
-
-        def count_one() -> None:
-            if stop.is_set():
-                raise _Stopped
-            with lock:
-                progress.update(progress.step + 1)
-
-        with progress, ThreadPoolExecutor(self._num_workers) as pool:
-            futures = {
-                pool.submit(self._write_shard, layout, split, i, part, count_one): (split, i)
-                for split, i, part in missing
-            }
-            try:
-                for future in as_completed(futures):
-                    done[futures[future]] = future.result()
-            finally:  # A failure of one, or Ctrl-C, ends the others at their next example.
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-        return done
-
-    def _write_shard(
-        self, layout: Layout, split: str, index: int, items: Sequence[Item], count_one: Any
-    ) -> dict[str, Any]:
-        path = self._shard_path(split, index)
-        skipped = []
-        features, examples = self.info.features, 0
-        serializer = ExampleSerializer(features.get_serialized_info())
-
-        def serialized() -> Iterator[tuple[str, bytes]]:
-            nonlocal examples
-            for item in items:
-                try:
-                    example = layout.read(item)
-                except ImageError as error:
-                    skipped.append((item.key, str(error)))
-                else:
-                    examples += 1
-                    proto = serializer.get_tf_example(features.encode_example(example))
-                    # Otherwise the order of the features is another one in every process.
-                    yield item.key, proto.SerializeToString(deterministic=True)
-                count_one()
-
-        with report_write_errors(path):
-            tfds_writer.ExampleWriter(self.info.file_format).write(path, serialized())
-        result = {"examples": examples, "bytes": path.stat().st_size, "skipped": skipped}
-        # Last: a shard without it is not whole.
-        write_json_atomic(path.with_suffix(".json"), result)
-        return result
 
     def _check_count(self, split: str, count: int, where: str) -> None:
         config = self.builder_config.name if self.builder_config else ""
@@ -289,12 +210,17 @@ class RawBuilder(tfds.core.GeneratorBasedBuilder):
         logging.warning("%s; going on as told.", text)
 
     def _check_skipped(self, split: str, skipped: Sequence[tuple[str, str]], total: int) -> None:
-        if len(skipped) > MAX_SKIPPED_SHARE * total and not self._allow_count_mismatch:
-            raise UserError(
-                f"{len(skipped):,} of the {total:,} examples of {self.name}'s {split} split cannot be read "
-                f"({skipped[0][1].rstrip('.')}; also {first_names([key for key, _ in skipped[1:]])}): fetch "
-                "the data again, or go on with --allow_count_mismatch."
-            )
+        if len(skipped) <= MAX_SKIPPED_SHARE * total:
+            return
+        others = first_names([key for key, _ in skipped[1:]])
+        text = (
+            f"{len(skipped):,} of the {total:,} examples of {self.name}'s {split} split cannot be read "
+            f"({skipped[0][1].rstrip('.')}{f'; also {others}' if others else ''}): fetch the data again"
+        )
+        if len(skipped) == total:  # No one can want that.
+            raise UserError(f"{text}.")
+        if not self._allow_count_mismatch:
+            raise UserError(f"{text}, or go on with --allow_count_mismatch.")
 
     def _report(self, report: dict[str, Any], layout: Layout, splits: dict[str, list[Item]]) -> None:
         directory = Path(self.data_dir)
@@ -331,10 +257,6 @@ class RawBuilder(tfds.core.GeneratorBasedBuilder):
             texts = example.get("captions") or (example.get("name", ""),)
             captions.append(texts[0])
         return captioned_sheet(np.stack(pictures), captions, columns=8 if len(parts) == 1 else 4, scale=1)
-
-
-class _Stopped(Exception):
-    """Another shard has failed."""
 
 
 def find_root(tree: Tree, wanted: Sequence[str]) -> str:
@@ -458,10 +380,6 @@ def _read(tree: Tree, path: str) -> tuple[bytes, np.ndarray]:
         return content, read_image(content)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
-
-
-def _cut(items: Sequence[Item]) -> list[list[Item]]:
-    return [list(items[i : i + SHARD_EXAMPLES]) for i in range(0, len(items), SHARD_EXAMPLES)]
 
 
 def _check_keys(name: str, split: str, items: Sequence[Item]) -> None:

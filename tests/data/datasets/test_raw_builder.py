@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regvq_jax.data.datasets import raw_builder
-from regvq_jax.data.datasets.ade20k import Ade20k
+from regvq_jax.data.datasets import raw_builder, raw_shards
+from regvq_jax.data.datasets.ade20k import Ade20k, Ade20kLayout
 from regvq_jax.data.images import ImageError, read_image
 from regvq_jax.data.tree import open_trees
 from regvq_jax.errors import UserError
-from regvq_jax.files import read_json
+from regvq_jax.files import read_json, write_json_atomic
 from tests import miniatures
 
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(raw_builder, "SHARD_EXAMPLES", 3)
+    monkeypatch.setattr(raw_shards, "SHARD_EXAMPLES", 3)
 
 
 def builder(tmp_path, files=None, name="raw", **kwargs):
@@ -60,9 +60,9 @@ def test_neither_threads_nor_the_process_change_anything(tmp_path, small_shards)
     assert shards(one) == shards(four) and len(shards(one)) == 4 + 2
     assert one.info.splits["train"].shard_lengths == [3, 3, 3, 3]
     script = f"""
-from regvq_jax.data.datasets import raw_builder
+from regvq_jax.data.datasets import raw_shards
 from regvq_jax.data.datasets.ade20k import Ade20k
-raw_builder.SHARD_EXAMPLES = 3
+raw_shards.SHARD_EXAMPLES = 3
 options = dict(data_dir={str(tmp_path / "c")!r}, allow_count_mismatch=True)
 Ade20k(raw=[{str(tmp_path / "a")!r}], **options).download_and_prepare()
 """
@@ -100,14 +100,121 @@ def test_a_call_that_was_broken_off_goes_on(tmp_path, small_shards, monkeypatch)
     assert not again.partial_dir.exists()
 
 
-def test_other_raw_files_begin_anew(tmp_path, small_shards):
-    made = builder(tmp_path)
-    made.partial_dir.joinpath("shards").mkdir(parents=True)
-    (made.partial_dir / "items.json").write_text('"another"')
-    stale = '{"examples": 99, "bytes": 1, "skipped": []}'
-    (made.partial_dir / "shards" / "train-00000.json").write_text(stale)
+TOP = "ADEChallengeData2016"
+BROKEN = f"{TOP}/images/training/ADE_train_00000005.jpg"
+
+
+def strict(tmp_path, monkeypatch, files):
+    """A builder that lets nothing pass, of files that are written anew."""
+    monkeypatch.setattr(Ade20k, "EXPECTED", {"": {"train": 12, "validation": 4}})
+    return builder(tmp_path, files, allow_count_mismatch=False, num_workers=1)
+
+
+def asked_for(monkeypatch):
+    """The keys of the items that are read from here on."""
+    read, asked = Ade20kLayout.read, []
+    monkeypatch.setattr(Ade20kLayout, "read", lambda self, item: asked.append(item.key) or read(self, item))
+    return asked
+
+
+@pytest.mark.parametrize("damage", ("shorter", "same size"))
+def test_what_was_fetched_again_is_read_again(damage, tmp_path, small_shards, monkeypatch):
+    files = miniatures.ade20k()
+    good = files[BROKEN]
+    bad = good[: len(good) // 2] if damage == "shorter" else bytes(len(good))
+    with pytest.raises(UserError, match="1 of the 12 .*00000005.jpg: [^;]*: fetch the data again"):
+        strict(tmp_path, monkeypatch, files | {BROKEN: bad}).download_and_prepare()
+    made, asked = strict(tmp_path, monkeypatch, files), asked_for(monkeypatch)
     made.download_and_prepare()
     assert made.info.splits["train"].num_examples == 12
+    # Only the shard of the broken file, and then the contact sheet.
+    assert asked[:-12] == [f"ADE_train_0000000{i}" for i in (4, 5, 6)]
+
+
+def test_an_image_that_has_changed_since_is_read_again(tmp_path, small_shards, monkeypatch):
+    files = miniatures.ade20k()
+    late = f"{TOP}/images/validation/ADE_val_00000003.jpg"
+    with pytest.raises(UserError):
+        strict(tmp_path, monkeypatch, files | {late: b"x"}).download_and_prepare()
+    files[BROKEN] = miniatures.jpeg(np.zeros((48, 64, 3), np.uint8))
+    made = strict(tmp_path, monkeypatch, files)
+    made.download_and_prepare()
+    assert made.as_data_source("train")[4]["image"].max() == 0
+
+
+def test_one_split_that_fails_does_not_lose_the_other(tmp_path, small_shards, monkeypatch):
+    late = f"{TOP}/images/validation/ADE_val_00000003.jpg"
+    files = miniatures.ade20k() | {late: b"x"}
+    with pytest.raises(UserError, match="1 of the 4 examples .* go on with --allow_count_mismatch"):
+        strict(tmp_path, monkeypatch, files).download_and_prepare()
+    made, asked = builder(tmp_path, files, num_workers=1), asked_for(monkeypatch)
+    made.download_and_prepare()
+    assert asked[:-12] == [f"ADE_val_0000000{i}" for i in (1, 2, 3)]
+    counts = {split: info.num_examples for split, info in made.info.splits.items()}
+    assert counts == {"train": 12, "validation": 3}
+
+
+def test_a_failure_after_the_shards_loses_none(tmp_path, small_shards, monkeypatch):
+    made = builder(tmp_path, num_workers=1)
+    with monkeypatch.context() as broken:
+        broken.setattr(made, "_report", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            made.download_and_prepare()
+    left = made.partial_dir.parent / "incomplete.ABCDEF_1.0.0"  # Of a call that was killed.
+    left.mkdir()
+    again, asked = builder(tmp_path, num_workers=1), asked_for(monkeypatch)
+    again.download_and_prepare()
+    assert len(asked) == 12  # for the contact sheet
+    assert len(again.as_data_source("train")) == 12
+    assert not again.partial_dir.exists() and not left.exists()
+
+
+def test_shards_that_are_not_those_of_these_files_are_made_anew(tmp_path, small_shards):
+    made = builder(tmp_path)
+    shards_dir = made.partial_dir / "shards"
+    shards_dir.mkdir(parents=True)
+    (shards_dir / "train-00000").write_bytes(b"stale")
+    stale = {"examples": 99, "bytes": 5, "skipped": [], "items": "of others"}
+    write_json_atomic(shards_dir / "train-00000.json", stale)
+    made.download_and_prepare()
+    assert made.info.splits["train"].num_examples == 12
+    assert made.as_data_source("train")[0]["name"] == b"ADE_train_00000001"
+
+
+def test_a_shard_without_any_example_left(tmp_path, small_shards):
+    files = miniatures.ade20k()
+    files |= {f"{TOP}/images/training/ADE_train_0000000{i}.jpg": b"x" for i in (4, 5, 6)}
+    made = builder(tmp_path, files)
+    made.download_and_prepare()
+    names = [example["name"][-2:] for example in made.as_data_source("train")]
+    assert names == [b"01", b"02", b"03", b"07", b"08", b"09", b"10", b"11", b"12"]
+
+
+def test_a_split_of_which_nothing_is_left_is_refused(tmp_path):
+    files = miniatures.ade20k()
+    files |= {path: b"x" for path in files if "images/validation" in path}
+    with pytest.raises(UserError, match="4 of the 4 examples .* cannot be read"):
+        builder(tmp_path, files).download_and_prepare()
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    raw = miniatures.write(miniatures.ade20k(), tmp_path / "raw")
+    script = f"""
+import resource
+from regvq_jax import files
+from regvq_jax.data import prepare
+from regvq_jax.errors import UserError
+
+files.PROBE_BYTES = 1  # There is room for that.
+resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
+try:
+    prepare.main(["ade20k", "--raw", {raw!r}, "--data_dir={tmp_path / "data"}", "--allow_count_mismatch"])
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert "Cannot write" in done.stdout and "/shards/" in done.stdout, done.stderr[-2000:]
+    assert "File too large" in done.stdout and "free some space" in done.stdout
 
 
 def test_counts_are_those_of_the_official_set_or_one_says_so(tmp_path):
@@ -118,11 +225,9 @@ def test_counts_are_those_of_the_official_set_or_one_says_so(tmp_path):
 
 def test_what_cannot_be_read_is_listed(tmp_path):
     files = miniatures.ade20k()
-    top = "ADEChallengeData2016"
-    broken = files[f"{top}/images/training/ADE_train_00000005.jpg"]
-    files[f"{top}/images/training/ADE_train_00000005.jpg"] = broken[: len(broken) // 2]
-    del files[f"{top}/annotations/training/ADE_train_00000006.png"]
-    maps = f"{top}/annotations/training"
+    files[BROKEN] = files[BROKEN][: len(files[BROKEN]) // 2]
+    del files[f"{TOP}/annotations/training/ADE_train_00000006.png"]
+    maps = f"{TOP}/annotations/training"
     files[f"{maps}/ADE_train_00000007.png"] = miniatures.png(miniatures.labels(7, 151, 40))
     files[f"{maps}/ADE_train_99999999.png"] = miniatures.png(miniatures.labels(7, 151))
     made = builder(tmp_path, files)
@@ -140,9 +245,9 @@ def test_what_cannot_be_read_is_listed(tmp_path):
     assert Image.open(directory / "contact_sheet.png").width > 500
     # Without being told to, it does not go on.
     with pytest.raises(UserError, match="3 of the 12 examples .* cannot be read"):
-        strict = builder(tmp_path, files, name="strict", allow_count_mismatch=False)
-        strict.EXPECTED = {}
-        strict.download_and_prepare()
+        refused = builder(tmp_path, files, name="strict", allow_count_mismatch=False)
+        refused.EXPECTED = {}
+        refused.download_and_prepare()
 
 
 def test_images_are_kept_unless_readers_would_differ(tmp_path):
