@@ -5,9 +5,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from regvq_jax.data.datasets.raw_builder import (
-    Item,
-    RawBuilder,
+from regvq_jax.data.datasets.raw_builder import Item, RawBuilder
+from regvq_jax.data.datasets.raw_files import (
     checked_image,
     checked_labels,
     find_root,

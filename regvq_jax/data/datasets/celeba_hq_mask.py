@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from regvq_jax.data.datasets.raw_builder import Item, RawBuilder, find_root, png, read_mask, read_text
+from regvq_jax.data.datasets.raw_builder import Item, RawBuilder
+from regvq_jax.data.datasets.raw_files import find_root, png, read_mask, read_text
 from regvq_jax.data.images import ImageError, read_image
 from regvq_jax.data.tree import Tree
 from regvq_jax.errors import UserError

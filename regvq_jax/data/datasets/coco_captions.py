@@ -5,7 +5,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from regvq_jax.data.datasets.raw_builder import Item, RawBuilder, checked_image
+from regvq_jax.data.datasets.raw_builder import Item, RawBuilder
+from regvq_jax.data.datasets.raw_files import checked_image
 from regvq_jax.data.listing import first_names
 from regvq_jax.data.tree import Tree
 from regvq_jax.errors import UserError

@@ -6,15 +6,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from regvq_jax.data.datasets.coco_captions import SPLITS, find_files, read_captions
-from regvq_jax.data.datasets.raw_builder import (
-    Item,
-    RawBuilder,
-    checked_image,
-    image_size,
-    labels_of_size,
-    png,
-    read_mask,
-)
+from regvq_jax.data.datasets.raw_builder import Item, RawBuilder
+from regvq_jax.data.datasets.raw_files import checked_image, image_size, labels_of_size, png, read_mask
 from regvq_jax.data.images import ImageError
 from regvq_jax.data.listing import first_names
 from regvq_jax.data.tree import Tree

@@ -6,7 +6,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from regvq_jax.data.datasets.raw_builder import Item, RawBuilder, checked_image, find_root, read_text
+from regvq_jax.data.datasets.raw_builder import Item, RawBuilder
+from regvq_jax.data.datasets.raw_files import checked_image, find_root, read_text
 from regvq_jax.data.images import ImageError
 from regvq_jax.data.listing import first_names
 from regvq_jax.data.tree import Tree

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regvq_jax.data.datasets import raw_builder, raw_shards
+from regvq_jax.data.datasets import raw_files, raw_shards
 from regvq_jax.data.datasets.ade20k import Ade20k, Ade20kLayout
 from regvq_jax.data.images import ImageError, read_image
 from regvq_jax.data.tree import open_trees
@@ -260,14 +260,14 @@ def test_images_are_kept_unless_readers_would_differ(tmp_path):
     }
     tree = open_trees([miniatures.write(files, tmp_path / "x")])
     for name in ("plain.jpg", "grey.jpg"):
-        assert raw_builder.checked_image(tree, name) == files[name]
+        assert raw_files.checked_image(tree, name) == files[name]
     for name in ("cmyk.jpg", "turned.jpg"):
-        kept = raw_builder.checked_image(tree, name)
+        kept = raw_files.checked_image(tree, name)
         assert kept != files[name]
         np.testing.assert_array_equal(read_image(kept), read_image(files[name]))
-    assert read_image(raw_builder.checked_image(tree, "turned.jpg")).shape == pixels.shape
+    assert read_image(raw_files.checked_image(tree, "turned.jpg")).shape == pixels.shape
     with pytest.raises(ImageError, match="none.jpg"):
-        raw_builder.checked_image(tree, "none.jpg")
+        raw_files.checked_image(tree, "none.jpg")
 
 
 def test_a_wrong_folder_says_what_was_expected_and_found(tmp_path):
