@@ -124,9 +124,7 @@ def make_parser() -> Parser:
     add = parser.add_argument
     add("name", metavar="NAME[/CONFIG]", help="the data set, see below")
     add("--raw", nargs="+", default=(), metavar="PATH", help="folders and archives (zip, tar), or their URLs")
-    # As text: argparse checks no other default.
-    default = str(default_data_dir())
-    add("--data_dir", type=_on_disk, default=default, metavar="DIR", help="default: %(default)s")
+    add("--data_dir", type=_on_disk, default=default_data_dir(), metavar="DIR", help="default: %(default)s")
     add("--num_workers", type=positive, metavar="N", help="threads (default: one for each core)")
     add(
         "--allow_count_mismatch",

@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,9 @@ _TEXTS = ("captions", "caption", "texts", "text", "description")
 _CLASSES = ("class", "label")
 
 
-def default_data_dir() -> Path:
-    """Where tensorflow-datasets keeps its sets: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
-    return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+def default_data_dir() -> str:
+    """Where tensorflow-datasets keeps its sets, a path or a URL: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    return os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
 
 
 class TfdsSource(ReplacingSource):
