@@ -1,0 +1,28 @@
+"""A config file with its choices and changed fields, without absl's flags."""
+
+import pytest
+
+from regvq_jax.config_file import load_config_file
+from regvq_jax.errors import UserError
+
+
+def test_choices_and_changed_fields():
+    config = load_config_file(
+        "configs/emoji.py:map-ar", ["--config.data.image_size=32", "--config.data.source=emoji"]
+    )
+    assert (config.prior.name, config.data.image_size, config.data.source) == ("autoregressive", 32, "emoji")
+    assert config.is_locked
+
+
+@pytest.mark.parametrize(
+    ("spec", "overrides", "message"),
+    [
+        ("configs/emojii.py", [], r"emojii.py does not exist; here there are: .*emoji.py"),
+        ("configs/emoji.py:mapp-ar", [], 'Did you mean "map-ar"'),
+        ("configs/emoji.py", ["--config.data.sourc=3"], 'Did you mean "source"'),
+        ("configs/emoji.py", ["--config.data.image_size=x"], "image_size"),
+    ],
+)
+def test_mistakes(spec, overrides, message):
+    with pytest.raises(UserError, match=message):
+        load_config_file(spec, overrides)
