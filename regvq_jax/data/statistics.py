@@ -50,8 +50,8 @@ def spread(total: int, count: int) -> np.ndarray:
     """
     if count >= total:
         return np.arange(total)
-    places = np.arange(count) + np.random.default_rng(0).random(count)
-    return np.minimum(places * (total / count), total - 1).astype(np.int64)
+    bounds = np.arange(count + 1) * total // count
+    return np.random.default_rng(0).integers(bounds[:-1], bounds[1:])
 
 
 def captions_of(element: Element) -> tuple[str, ...]:
