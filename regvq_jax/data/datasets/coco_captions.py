@@ -80,13 +80,15 @@ def find_files(tree: Tree, folder: str, extension: str) -> dict[str, str]:
     """Paths of the files of one kind in a folder, wherever that lies, by name without extension.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or two of one name.
     """
     found = {}
     for file in tree.files():
         parent, _, name = file.path.rpartition("/")
         if name.lower().endswith(extension) and f"/{parent}".endswith(f"/{folder}"):
-            found[name[: -len(extension)]] = file.path
+            other = found.setdefault(name[: -len(extension)], file.path)
+            if other != file.path:
+                raise UserError(f"{tree.name} has both {other} and {file.path}: name one of them by --raw.")
     if not found:
         there = sorted({file.path.rpartition("/")[0] for file in tree.files()})
         raise UserError(

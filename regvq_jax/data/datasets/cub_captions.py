@@ -2,10 +2,12 @@
 
 import pickletools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from regvq_jax.data.datasets.cub_species import SPECIES, TEST_SPECIES
 from regvq_jax.data.datasets.raw_builder import Item, RawBuilder
 from regvq_jax.data.datasets.raw_files import checked_image, find_root, read_text
 from regvq_jax.data.images import ImageError
@@ -13,7 +15,6 @@ from regvq_jax.data.listing import first_names
 from regvq_jax.data.tree import Tree
 from regvq_jax.errors import UserError
 
-NUM_CLASSES = 200
 _CAPTION_FOLDERS = ("text/", "text_c10/")
 # What is not of the test split is of the training split, validation classes included.
 _TEST_CLASSES, _TEST_NAMES = "testclasses.txt", "test/filenames.pickle"
@@ -24,8 +25,8 @@ class CubCaptions(RawBuilder):
 
     RAW_HELP = (
         "CUB_200_2011.tgz (images/CLASS/NAME.jpg) and the captions of Reed et al. (text/ or "
-        f"text_c10/CLASS/NAME.txt) with the list of their test split: {_TEST_CLASSES} of "
-        f"cvpr2016_cub.tar.gz, or {_TEST_NAMES} of birds.zip."
+        f"text_c10/CLASS/NAME.txt), from cvpr2016_cub.tar.gz or the text.zip of birds.zip. Where there is a "
+        f"list of the test split, {_TEST_CLASSES} or {_TEST_NAMES}, it is used."
     )
     EXPECTED = {"": {"train": 8855, "test": 2933}}
 
@@ -34,7 +35,7 @@ class CubCaptions(RawBuilder):
         return {
             "image": tfds.features.Image(shape=(None, None, 3)),
             "captions": tfds.features.Sequence(tfds.features.Text()),
-            "class": tfds.features.ClassLabel(num_classes=NUM_CLASSES),
+            "class": tfds.features.ClassLabel(names=SPECIES),
             "name": tfds.features.Text(),
         }
 
@@ -66,17 +67,22 @@ class CubCaptionsLayout:
         lonely = sorted(captions.keys() - images.keys())
         if lonely:
             self.notes.append(f"{len(lonely)} caption files have no image: {first_names(lonely)}")
-        is_test = self._split()
+        is_test, source = self._split()
         splits: dict[str, list[Item]] = {"train": [], "test": []}
         for stem in sorted(images.keys() & captions.keys()):
             match = re.match(r"(\d{3})\.", stem)
-            if not match or not 1 <= int(match[1]) <= NUM_CLASSES:
+            if not match or not 1 <= int(match[1]) <= len(SPECIES):
                 raise UserError(
                     f"{images[stem]} of {self._tree.name} lies in no folder such as "
                     "'001.Black_footed_Albatross'."
                 )
             facts = (images[stem], captions[stem], int(match[1]) - 1)
             splits["test" if is_test(stem) else "train"].append(Item(stem, facts))
+        if empty := [split for split, items in splits.items() if not items]:
+            raise UserError(
+                f"By {source}, no image of {self._tree.name} is of the {empty[0]} split: give another list, "
+                "or none, and all images."
+            )
         return splits
 
     def read(self, item: Item) -> dict[str, Any]:
@@ -94,18 +100,16 @@ class CubCaptionsLayout:
         inside = (p for p in self._paths if p.startswith(folder) and p.lower().endswith(extension))
         return {path.removeprefix(folder)[: -len(extension)]: path for path in inside}
 
-    def _split(self):
-        """A function that says of CLASS/NAME whether it is of the test split."""
+    def _split(self) -> tuple[Callable[[str], bool], str]:
+        """A function that says of CLASS/NAME whether it is of the test split, and who says so."""
         if found := self._find(_TEST_CLASSES):
             classes = set(read_text(self._tree, found).split())
-            return lambda stem: stem.partition("/")[0] in classes
+            return lambda stem: stem.partition("/")[0] in classes, found
         if found := self._find(_TEST_NAMES):
             stems = _strings_of_pickle(self._tree.read(found))
-            return lambda stem: stem in stems
-        raise UserError(
-            f"{self._tree.name} has no list of the class-disjoint split: name by --raw the archive that has "
-            f"{_TEST_CLASSES} or {_TEST_NAMES}."
-        )
+            return lambda stem: stem in stems, found
+        self.notes.append("the raw files have no list of the test split: it has the usual 50 species")
+        return lambda stem: int(stem[:3]) in TEST_SPECIES, "the usual list of 50 species"
 
     def _find(self, name: str) -> str:
         """The path of a file of that name, "" where there is none."""

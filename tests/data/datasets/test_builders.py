@@ -12,6 +12,7 @@ from regvq_jax.data.datasets.celeba_hq_mask import PARTS, CelebaHqMask
 from regvq_jax.data.datasets.coco_captions import CocoCaptions
 from regvq_jax.data.datasets.coco_stuff import CocoStuff
 from regvq_jax.data.datasets.cub_captions import CubCaptions
+from regvq_jax.data.datasets.cub_species import SPECIES, TEST_SPECIES
 from regvq_jax.data.images import read_image
 from regvq_jax.data.tfds_source import TfdsSource
 from regvq_jax.errors import UserError
@@ -110,9 +111,33 @@ def test_cub_captions(lists, tmp_path):
     assert "1 caption files have no image" in report["notes"][0]
 
 
-def test_cub_captions_need_the_lists_of_their_split(tmp_path):
-    with pytest.raises(UserError, match="no list of the class-disjoint split"):
-        prepare(CubCaptions, [miniatures.write(miniatures.cub(), tmp_path / "raw")], tmp_path)
+def test_cub_captions_without_a_list_of_their_split(tmp_path):
+    raw = [miniatures.write(miniatures.cub(), tmp_path / "raw")]
+    sources, report = prepare(CubCaptions, raw, tmp_path)
+    # Of the three species in the miniature the first is of the test split.
+    assert {int(sources["train"][i]["class"]) for i in range(6)} == {1, 149}
+    assert [int(sources["heldout"][i]["class"]) for i in range(3)] == [0, 0, 0]
+    assert sources["train"].class_names[149] == "Sage Thrasher"
+    assert "no list of the test split" in report["notes"][0]
+
+
+def test_cub_captions_with_a_list_of_other_classes(tmp_path):
+    files = miniatures.cub() | {"testclasses.txt": b"Sage Thrasher"}
+    with pytest.raises(UserError, match="By testclasses.txt, no image of .* is of the test split"):
+        prepare(CubCaptions, [miniatures.write(files, tmp_path / "raw")], tmp_path)
+
+
+def test_cub_species():
+    assert len(set(SPECIES)) == 200 and len(TEST_SPECIES) == 50
+    # Numbers as in classes.txt of CUB-200-2011.
+    numbers = {1: "Black footed Albatross", 66: "Western Gull", 100: "Brown Pelican"}
+    numbers |= {134: "Cape Glossy Starling", 150: "Sage Thrasher", 200: "Common Yellowthroat"}
+    assert {number: SPECIES[number - 1] for number in numbers} == numbers
+    # Most species have 60 images; these have fewer.
+    fewer = {6: 41, 8: 48, 9: 59, 23: 59, 33: 59, 34: 59, 37: 59, 43: 59, 84: 53, 101: 50, 119: 59, 135: 59}
+    fewer |= {166: 59, 187: 50}
+    assert fewer.keys() <= TEST_SPECIES
+    assert sum(fewer.get(number, 60) for number in TEST_SPECIES) == 2933
 
 
 @pytest.mark.parametrize("year", ("2014", "2017"))
@@ -143,6 +168,9 @@ def test_coco_captions_without_partners_and_without_sense(tmp_path):
     files["annotations/captions_val2017.json"] = b'{"images": []'
     with pytest.raises(UserError, match="captions_val2017.json .* is no caption file of COCO"):
         prepare(CocoCaptions, [miniatures.write(files, tmp_path / "b")], tmp_path / "b", config="2017")
+    files["more/train2017/000000000001.jpg"] = files["train2017/000000000001.jpg"]
+    with pytest.raises(UserError, match="has both more/train2017/0.*1.jpg and train2017/0.*1.jpg"):
+        prepare(CocoCaptions, [miniatures.write(files, tmp_path / "e")], tmp_path / "e", config="2017")
     wrong = miniatures.write({"val2017/1.jpg": b"x"}, tmp_path / "c")
     with pytest.raises(UserError, match=r"lacks train2014/\*.jpg; expected .*, found val2017"):
         prepare(CocoCaptions, [wrong], tmp_path / "c", config="2014")
