@@ -1,5 +1,6 @@
 """Data sets that Hugging Face's `datasets` has saved to disk, as a data source."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +26,8 @@ class ArrowSource(ReplacingSource):
     Columns are found by kind and name: the image is an image column called "image", or the first there is;
     captions are strings, or lists of them, called "caption" or "text"; the class is a class label called
     "label" or "class"; a label map is an image column called "labels", "mask" or "segmentation...". Splits
-    are as in `TfdsSource`; a data set without splits holds out a tenth by a hash of the row's number.
+    are as in `TfdsSource`, also a single one; a data set without splits holds out a tenth by a hash of the
+    row's number.
     """
 
     def __init__(
@@ -80,7 +82,8 @@ class ArrowSource(ReplacingSource):
         self.class_names = tuple(self._rows.features[self._class].names) if self._class else ()
         self.num_classes = len(self.class_names)
         # `datasets` makes it from the data and what was done to them.
-        self.fingerprint = f"{self._rows._fingerprint}{'t' * tenth}{split[0]}"[:18]
+        facts = (self._rows._fingerprint, self._split, tenth and split, num_label_classes)
+        self.fingerprint = hashlib.sha256(ascii(facts).encode()).hexdigest()[:16]
         what = f"{split} images of {self.name}"
         self._elements = Replacing(self._read, len(self._indices), self._name_of, what)
 
@@ -96,7 +99,12 @@ class ArrowSource(ReplacingSource):
             num_label_classes=self.num_label_classes,
         )
         if self._class:
-            element["class"] = np.int32(row[self._class])
+            element["class"] = np.int32(-1 if row[self._class] is None else row[self._class])
+            if not 0 <= element["class"] < self.num_classes:
+                raise UserError(
+                    f"{name} has the class {row[self._class]}, which is none of the {self.num_classes}: "
+                    "if its split keeps them secret, choose another data.heldout_split."
+                )
         return element | caption_fields(self._captions(row), index)
 
     def _captions(self, row: dict[str, Any]) -> tuple[str, ...]:
@@ -126,11 +134,13 @@ def _open(path: str, split: str, heldout: str, name: str) -> tuple[Any, str, boo
     tenth = False
     if isinstance(saved, datasets.DatasetDict):
         there = list(saved)
-        train = _first(TRAIN_FOLDERS, there)
-        held = heldout or _first(HELDOUT_FOLDERS, there)
+        train = _first(TRAIN_FOLDERS, there) or (there[0] if len(there) == 1 else "")
+        held = heldout or _first([folder for folder in HELDOUT_FOLDERS if folder != train], there)
         if not train or (heldout and heldout not in there):
             wanted = "train" if not train else heldout
             raise UserError(f'{name} has no split "{wanted}": it has {", ".join(there)}.')
+        if held == train:
+            raise UserError(f'{name} is trained on its split "{train}": data.heldout_split must be another.')
         chosen, tenth = (train, not held) if split == "train" or not held else (held, False)
         rows = saved[chosen]
     elif heldout:

@@ -47,7 +47,7 @@ class Replacing:
 
         Raises:
             IndexError: `index` is not in [0, length).
-            UserError: more than 1 % cannot be decoded.
+            UserError: more than 1 % cannot be used.
         """
         if not 0 <= index < self._length:
             raise IndexError(index)
@@ -73,12 +73,13 @@ class Replacing:
 
     def _check(self) -> None:
         with self._lock:
-            bad = sorted(self._undecodable)
+            bad = dict(sorted(self._undecodable.items()))
         if len(bad) > MAX_SKIPPED_SHARE * self._length:
             names = first_names([self._name_fn(i) for i in bad])
             raise UserError(
-                f"More than 1 % of the {self._length} {self._what} cannot be decoded, so far {len(bad)} "
-                f"({names}): repair or remove them."
+                f"More than 1 % of the {self._length} {self._what} cannot be used, so far {len(bad)} "
+                f"({names}): repair or remove them, or, where they are too small, set data.upscale=True. The "
+                f"first: {next(iter(bad.values()))}"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -101,7 +102,7 @@ class ReplacingSource:
         """Decodes one element; see `sources.Source` for what is in it, `Replacing` for what fails.
 
         Raises:
-            UserError: more than 1 % cannot be decoded, or a label is none of the classes'.
+            UserError: more than 1 % cannot be used, or a label is none of the classes'.
         """
         return self._elements[index]
 

@@ -11,12 +11,13 @@ from etils import epath
 
 from regvq_jax.data.captions import caption_fields
 from regvq_jax.data.decode import decode_element
+from regvq_jax.data.images import ImageError
 from regvq_jax.data.listing import HELDOUT_FOLDERS, TRAIN_FOLDERS, first_names, heldout_paths
 from regvq_jax.data.replacing import Replacing, ReplacingSource
 from regvq_jax.errors import UserError
 
 _IMAGES = ("image",)
-_LABELS = ("labels", "segmentation_label", "segmentation_map", "segmentation_mask", "mask")
+_LABELS = ("labels", "segmentation_label", "segmentation_map", "segmentation_mask", "mask", "annotation")
 _TEXTS = ("captions", "caption", "texts", "text", "description")
 _CLASSES = ("class", "label")
 
@@ -29,18 +30,17 @@ def default_data_dir() -> str:
 class TfdsSource(ReplacingSource):
     """A split of a prepared set, read from its array_record files.
 
-    Features are found by kind and name: the image is the one with three channels, or four, or one that is
-    called "image"; captions are a text or a sequence of texts called "captions", "caption" or "text"; the
-    label map is an image of one channel called "labels" or "segmentation_..."; the class is a class label
-    called "class" or "label". The number of label classes is `info.metadata["num_label_classes"]`, which our
-    builders write, or what the config says.
+    Features are found by kind and name: the image is the one called "image", or else one of three channels,
+    or four; captions are a text or a sequence of texts called "captions", "caption" or "text"; the label map
+    is an image of one channel, or any PNG, called "labels", "annotation" or "segmentation_..."; the class is
+    a class label called "class" or "label". The number of label classes is
+    `info.metadata["num_label_classes"]`, which our builders write, or what the config says.
 
     Images are decoded as everywhere here, so that CMYK, grey and transparent ones come out right.
     "text" is caption number `index` modulo their count, as in `FolderSource`.
 
-    Splits: "train" is the set's "train" or "training"; "heldout" the first that exists of "heldout",
-    "validation", "valid", "val", "test"; where there is none, a tenth of the training split, by a hash of
-    the index.
+    Splits: "train" is the set's "train" or "training", or its only one; "heldout" the first that exists of
+    `listing.HELDOUT_FOLDERS`; where there is none, a tenth of the training split, by a hash of the index.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TfdsSource(ReplacingSource):
             decode_side: see `images.read_image`; only where there are no label maps.
 
         Raises:
-            UserError: it is not prepared, is in a format that needs tensorflow, or lacks a split or an image.
+            UserError: it is not prepared, in a format that needs tensorflow, or lacks a split, file or image.
         """
         self.name = f"tfds:{spec}"
         directory = find_directory(spec, epath.Path(data_dir or default_data_dir()))
@@ -81,6 +81,7 @@ class TfdsSource(ReplacingSource):
                 'be read at random without tensorflow: prepare it anew with file_format="array_record".'
             )
         self._split, self._tenth = _choose_split(info, split, heldout_split, self.name)
+        _check_files(directory, info.splits[self._split])
         self._data = None
         total = info.splits[self._split].num_examples
         self._indices = np.arange(total)
@@ -88,7 +89,7 @@ class TfdsSource(ReplacingSource):
             held = heldout_paths([str(i) for i in range(total)])
             self._indices = np.array([i for i in range(total) if (str(i) in held) == (split == "heldout")])
         features = info.features
-        self._image = _find(features, _IMAGES, _is_picture)
+        self._image = _find_image(features)
         if not self._image:
             raise UserError(f"{self.name} has no image: its features are {', '.join(features)}.")
         self._texts = _find(features, _TEXTS, _is_text)
@@ -100,7 +101,7 @@ class TfdsSource(ReplacingSource):
                 f"data.num_label_classes={num_label_classes}, but {self.name} has no label maps among its "
                 f"features {', '.join(features)}: set it to 0."
             )
-        self._class = _find(features, _CLASSES, lambda f: isinstance(f, tfds.features.ClassLabel))
+        self._class = _find(features, _CLASSES, _is_class)
         self.has_text, self.has_labels = bool(self._texts), bool(self._labels)
         self.num_label_classes = known if self._labels else 0
         self.label_names = tuple(metadata.get("label_names", ()))
@@ -115,8 +116,8 @@ class TfdsSource(ReplacingSource):
         self._elements = Replacing(self._read, len(self._indices), self._name_of, what)
 
     def _read(self, index: int) -> dict[str, Any]:
-        example = self._open()[int(self._indices[index])]
         name = self._name_of(index)
+        example = self._example(index)
         element = decode_element(
             example[self._image],
             name,
@@ -127,10 +128,24 @@ class TfdsSource(ReplacingSource):
         )
         if self._class:
             element["class"] = np.int32(example[self._class])
+            if not 0 <= element["class"] < self.num_classes:
+                raise UserError(
+                    f"{name} has the class {element['class']}, which is none of the {self.num_classes}: "
+                    "if its split keeps them secret, choose another data.heldout_split."
+                )
         return element | caption_fields(_strings(example[self._texts]) if self._texts else (), index)
 
     def _name_of(self, index: int) -> str:
         return f"{self.name}/{self._split}[{self._indices[index]}]"
+
+    def _example(self, index: int) -> dict[str, Any]:
+        try:
+            example = self._open()[int(self._indices[index])]
+        except Exception as error:  # The reader of the files, and the parser of what it read, have their own.
+            raise ImageError(f"Cannot read {self._name_of(index)}: {error}.") from error
+        if not example[self._image]:
+            raise ImageError(f"{self._name_of(index)} is empty; its file may be cut off or damaged.")
+        return example
 
     def _open(self) -> Sequence[dict[str, Any]]:
         # In each process anew: readers of files do not travel.
@@ -205,9 +220,13 @@ def _choose_split(info: tfds.core.DatasetInfo, split: str, heldout: str, name: s
     train = next((s for s in TRAIN_FOLDERS if s in there), "")
     if heldout and heldout not in there:
         raise UserError(f'{name} has no split "{heldout}": data.heldout_split can be {", ".join(there)}.')
+    if not train and len(there) == 1:
+        train = there[0]
     if not train:
         raise UserError(f'{name} has no split "train": it has {", ".join(there)}.')
-    heldout = heldout or next((s for s in HELDOUT_FOLDERS if s in there), "")
+    if heldout == train:
+        raise UserError(f'{name} is trained on its split "{train}": data.heldout_split must be another one.')
+    heldout = heldout or next((s for s in HELDOUT_FOLDERS if s in there and s != train), "")
     if not heldout:
         return train, True
     return (train if split == "train" else heldout), False
@@ -215,29 +234,38 @@ def _choose_split(info: tfds.core.DatasetInfo, split: str, heldout: str, name: s
 
 def _find(features: tfds.features.FeaturesDict, names: Sequence[str], is_wanted: Any) -> str:
     """The name of the wanted feature, one of `names` first; "" where there is none."""
-    found = [name for name, feature in features.items() if is_wanted(feature)]
-    named = [name for name in names if name in found]
-    if named:
-        return named[0]
+    return next((name for name in names if name in features and is_wanted(features[name])), "")
+
+
+def _find_image(features: tfds.features.FeaturesDict) -> str:
+    """The name of the picture; "" where there is none."""
+    named = _find(features, _IMAGES, lambda feature: isinstance(feature, tfds.features.Image))
     # Text and maps can be anything: only a name says what they are. A picture is a picture.
-    return found[0] if found and names is _IMAGES else ""
-
-
-def _is_picture(feature: Any) -> bool:
-    return isinstance(feature, tfds.features.Image) and feature.shape[-1] != 1
+    images = [n for n, f in features.items() if isinstance(f, tfds.features.Image) and f.shape[-1] != 1]
+    return named or next((name for name in images if name not in _LABELS), "")
 
 
 def _is_map(feature: Any) -> bool:
-    return isinstance(feature, tfds.features.Image) and feature.shape[-1] == 1
+    # A grey PNG may pass through a feature of three channels as it is, as in scene_parse150.
+    is_image = isinstance(feature, tfds.features.Image)
+    return is_image and (feature.shape[-1] == 1 or feature.encoding_format == "png")
+
+
+def _is_class(feature: Any) -> bool:
+    return isinstance(feature, tfds.features.ClassLabel) and bool(feature.num_classes)
 
 
 def _is_text(feature: Any) -> bool:
-    if isinstance(feature, tfds.features.Sequence):
-        inner = feature.feature
-        if isinstance(inner, tfds.features.FeaturesDict):
-            return any(isinstance(inner[n], tfds.features.Text) for n in _TEXTS if n in inner)
-        return isinstance(inner, tfds.features.Text)
-    return isinstance(feature, tfds.features.Text)
+    inner = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
+    if isinstance(inner, tfds.features.FeaturesDict):
+        return inner is not feature and bool(_find(inner, _TEXTS, _is_string))
+    return _is_string(inner)
+
+
+def _is_string(feature: Any) -> bool:
+    # Older builders, coco_captions among them, have plain strings in the place of Text.
+    is_scalar = isinstance(feature, tfds.features.Tensor) and feature.shape == ()
+    return is_scalar and np.dtype(feature.np_dtype).kind == "O"
 
 
 def _strings(value: Any) -> tuple[str, ...]:
@@ -247,6 +275,17 @@ def _strings(value: Any) -> tuple[str, ...]:
     texts = [value] if isinstance(value, bytes | str) else list(value)
     texts = [text.decode() if isinstance(text, bytes) else text for text in texts]
     return tuple(" ".join(text.split()) for text in texts if text.strip()) or ("",)
+
+
+def _check_files(directory: epath.Path, info: tfds.core.SplitInfo) -> None:
+    """Raises UserError where files of a split are not there, as after a copy that was broken off."""
+    there = {path.name for path in directory.iterdir()}
+    missing = [path.name for path in info.filepaths if path.name not in there]
+    if missing:
+        raise UserError(
+            f"{directory} lacks {len(missing)} of the {len(info.filepaths)} files of its split "
+            f'"{info.name}" ({first_names(missing)}): copy or prepare it anew.'
+        )
 
 
 def _read_skipped(directory: epath.Path, split: str) -> tuple[tuple[str, str], ...]:

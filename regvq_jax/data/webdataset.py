@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-import os
-import re
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
-import fsspec
 import numpy as np
 
 from regvq_jax.data.captions import caption_fields
@@ -15,37 +13,14 @@ from regvq_jax.data.decode import decode_element
 from regvq_jax.data.images import ImageError
 from regvq_jax.data.listing import MAX_SKIPPED_SHARE, first_names, heldout_paths
 from regvq_jax.data.replacing import Replacing, ReplacingSource
-from regvq_jax.data.tree import tar_index
+from regvq_jax.data.tar_shards import CLASS, IMAGES, Sample, expand, filesystem, list_samples, split_by_name
 from regvq_jax.errors import UserError
-from regvq_jax.files import cache_dir, read_json, write_json_atomic
 from regvq_jax.progress import track
 
-_IMAGES = ("jpg", "jpeg", "png", "webp")
-_TEXTS = ("txt", "text", "caption", "json")
+_JSON = "json"
+_TEXTS = ("txt", "text", "caption", _JSON)
 _MAPS = ("seg.png", "labels.png", "map.png")
-_CLASS = "cls"
 _JSON_KEYS = ("caption", "captions", "text", "texts")
-
-
-class Member(NamedTuple):
-    """Where the bytes of one part of a sample lie in its shard."""
-
-    offset: int
-    size: int
-
-
-class Sample(NamedTuple):
-    """One sample of a shard.
-
-    Attributes:
-        shard: number of the shard.
-        key: what its members have in common: the path up to the first dot of the name.
-        members: by the rest of the name, in lower case, such as "jpg" and "txt".
-    """
-
-    shard: int
-    key: str
-    members: dict[str, Member]
 
 
 class WebdatasetSource(ReplacingSource):
@@ -56,7 +31,9 @@ class WebdatasetSource(ReplacingSource):
     members are left alone; samples without an image are left out and named in `skipped`.
 
     Shards are listed once: where each member lies is kept in `files.cache_dir`. A "|" parts
-    training from held-out shards; without it, a tenth of the samples is held out by a hash of their keys.
+    training from held-out shards; without it, shards whose paths name both splits (see
+    `tar_shards.split_by_name`) are of these, and those that name neither are left out; else a tenth of the
+    samples is held out by a hash of their keys.
     """
 
     def __init__(
@@ -72,7 +49,7 @@ class WebdatasetSource(ReplacingSource):
         """Lists the shards; decodes nothing.
 
         Args:
-            pattern: paths or URLs, separated by commas; {000..012} stands for numbers, * for anything.
+            pattern: paths or URLs, see `tar_shards.expand`.
             split: "train" or "heldout".
             image_size: smaller images are replaced by the next one ...
             upscale: ... unless they may be enlarged.
@@ -84,31 +61,21 @@ class WebdatasetSource(ReplacingSource):
                 caption, a class or a map.
         """
         self.name = f"webdataset:{pattern}"
-        train, _, heldout = pattern.partition("|")
-        self._shards = expand(heldout if heldout and split == "heldout" else train)
-        samples, skipped = [], []
-        for number, shard in enumerate(track(self._shards, "shards")):
-            for sample in group(number, shard, cached_index(shard)):
-                if any(extension in sample.members for extension in _IMAGES):
-                    samples.append(sample)
-                else:
-                    has = ", ".join(sample.members)
-                    skipped.append((f"{shard}/{sample.key}", f"It has no image, only {has}."))
-        _check_keys(self._shards, samples)
-        if len(skipped) > MAX_SKIPPED_SHARE * (len(samples) + len(skipped)):
-            raise UserError(
-                f"{len(skipped)} of the {len(samples) + len(skipped)} samples of {self.name} have no image "
-                f"({', '.join(_IMAGES)}), such as {skipped[0][0]}: {skipped[0][1]}"
-            )
-        self.skipped = tuple(skipped)
-        if not heldout:
+        shards, others_fn, unused, tenth = _choose_shards(pattern, split)
+        samples, skipped = self._list(shards)
+        every = samples
+        if tenth:
             if len(samples) < 2:
                 raise UserError(f"{self.name} has {len(samples)} samples, and two splits need at least 2.")
             held = heldout_paths([sample.key for sample in samples])
             samples = [sample for sample in samples if (sample.key in held) == (split == "heldout")]
         self._samples = samples
+        self.skipped = (*((shard, "It is of neither split, by its path.") for shard in unused), *skipped)
         self._text = self._part(_TEXTS)
-        self._class = self._part((_CLASS,))
+        if self._text and not any(sample.has(_TEXTS[:-1]) for sample in every):
+            # What a .json tells may be something else; the first sample speaks for both splits.
+            self._text = self._text if self._json_captions(every[0]) else ()
+        self._class = self._part((CLASS,))
         self._map = self._part(_MAPS) if num_label_classes else ()
         if num_label_classes and not self._map:
             raise UserError(
@@ -119,67 +86,72 @@ class WebdatasetSource(ReplacingSource):
         self.has_text, self.has_labels = bool(self._text), bool(self._map)
         self.num_label_classes = num_label_classes
         self.num_classes = 0
-        if self._class:
-            ids = [self._read_class(i) for i in range(len(samples))]
-            self.num_classes = max(ids) + 1
+        if self._class:  # The same number in both splits.
+            every = every + self._list(others_fn())[0]
+            self.num_classes = max(sample.class_id for sample in every) + 1
         self.class_names = tuple(f"class {i}" for i in range(self.num_classes))
-        facts = [(sample.key, sorted(sample.members.items())) for sample in samples]
+        facts = [(sample.key, sample.class_id, sorted(sample.members.items())) for sample in samples]
         self.fingerprint = hashlib.sha256(ascii((facts, num_label_classes)).encode()).hexdigest()[:16]
         what = f"{split} samples of {self.name}"
         self._elements = Replacing(self._read, len(samples), self._name_of, what)
 
+    def _list(self, shards: Sequence[str]) -> tuple[list[Sample], list[tuple[str, str]]]:
+        """(samples with an image, (name, reason) of those without)."""
+        samples, skipped, seen = [], [], {}
+        for shard in track(shards, "shards"):
+            for sample in list_samples(shard):
+                other = seen.setdefault(sample.key, sample)
+                if other is not sample:
+                    raise UserError(f"Sample {sample.key} is in both {other.shard} and {shard}: keep one.")
+                if sample.has(IMAGES):
+                    samples.append(sample)
+                else:
+                    skipped.append((sample.name, f"It has no image, only {', '.join(sample.members)}."))
+        if len(skipped) > MAX_SKIPPED_SHARE * (len(samples) + len(skipped)):
+            raise UserError(
+                f"{len(skipped)} of the {len(samples) + len(skipped)} samples of {self.name} have no image "
+                f"({', '.join(IMAGES)}), such as {skipped[0][0]}: {skipped[0][1]}"
+            )
+        return samples, skipped
+
     def _read(self, index: int) -> dict[str, Any]:
-        name = self._name_of(index)
+        sample = self._samples[index]
         element = decode_element(
-            self._bytes(index, _IMAGES),
-            name,
+            _bytes(sample, IMAGES),
+            sample.name,
             min_size=self._min_size,
             decode_side=self._decode_side,
-            labels=self._bytes(index, _MAPS) if self._map else None,
+            labels=_bytes(sample, _MAPS) if self._map else None,
             num_label_classes=self.num_label_classes,
         )
         if self._class:
-            element["class"] = np.int32(self._read_class(index))
-        return element | caption_fields(self._captions(index) if self._text else (), index)
+            element["class"] = np.int32(sample.class_id)
+        return element | caption_fields(self._captions(sample) if self._text else (), index)
 
-    def _captions(self, index: int) -> tuple[str, ...]:
-        name = self._name_of(index)
-        members = self._samples[index].members
-        content = self._bytes(index, _TEXTS)
+    def _captions(self, sample: Sample) -> tuple[str, ...]:
+        if not sample.has(_TEXTS[:-1]):
+            return self._json_captions(sample) or ("",)
         try:
-            text = content.decode("utf-8-sig")
-            lines = text.splitlines()
-            if not any(extension in members for extension in _TEXTS[:-1]):
-                value = json.loads(text)
-                found = next((value[key] for key in _JSON_KEYS if key in value), "")
-                lines = [found] if isinstance(found, str) else [str(line) for line in found]
-        except (UnicodeDecodeError, ValueError, TypeError) as error:
-            raise ImageError(f"The caption of {name} cannot be read ({error}).") from error
-        return tuple(line for line in (" ".join(line.split()) for line in lines) if line) or ("",)
+            lines = _bytes(sample, _TEXTS).decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ImageError(f"The caption of {sample.name} cannot be read ({error}).") from error
+        return _clean(lines) or ("",)
 
-    def _read_class(self, index: int) -> int:
-        content = self._bytes(index, (_CLASS,)).strip()
-        if not content.isdigit():
-            raise UserError(f"{self._name_of(index)}.{_CLASS} holds {content[:20]!r}: it must be a class id.")
-        return int(content)
-
-    def _bytes(self, index: int, extensions: Sequence[str]) -> bytes:
-        """The content of the first member with one of the extensions."""
-        sample = self._samples[index]
-        offset, size = next(sample.members[e] for e in extensions if e in sample.members)
-        fs, path = fsspec.core.url_to_fs(self._shards[sample.shard])
+    def _json_captions(self, sample: Sample) -> tuple[str, ...]:
+        """What a sample's .json says, () if it says nothing."""
         try:
-            return fs.cat_file(path, start=offset, end=offset + size)
-        except OSError as error:
-            raise ImageError(f"Cannot read {self._name_of(index)}: {error.strerror or error}.") from error
+            value = json.loads(_bytes(sample, (_JSON,)))
+            found = next((value[key] for key in _JSON_KEYS if key in value), ())
+            return _clean([found] if isinstance(found, str) else [str(line) for line in found])
+        except (ValueError, TypeError) as error:
+            raise ImageError(f"The caption of {sample.name} cannot be read ({error}).") from error
 
     def _name_of(self, index: int) -> str:
-        sample = self._samples[index]
-        return f"{self._shards[sample.shard]}/{sample.key}"
+        return self._samples[index].name
 
     def _part(self, extensions: Sequence[str]) -> tuple[str, ...]:
         """`extensions` if every sample has one of them, () if none has."""
-        missing = [s.key for s in self._samples if not any(e in s.members for e in extensions)]
+        missing = [sample.key for sample in self._samples if not sample.has(extensions)]
         if len(missing) == len(self._samples):
             return ()
         if missing:
@@ -191,79 +163,29 @@ class WebdatasetSource(ReplacingSource):
         return tuple(extensions)
 
 
-def expand(pattern: str) -> list[str]:
-    """The shards that a pattern stands for, sorted within each of its parts.
-
-    Args:
-        pattern: paths or URLs, separated by commas; {000..012} stands for numbers, * for anything.
-
-    Raises:
-        UserError: a part matches nothing.
-    """
-    shards = []
-    for part in filter(None, pattern.split(",")):
-        found = []
-        for path in _numbers(os.path.expanduser(part)):
-            fs, inner = fsspec.core.url_to_fs(path)
-            matches = fs.glob(inner) if "*" in inner else [inner] if fs.isfile(inner) else []
-            found += [fs.unstrip_protocol(match) if "://" in path else match for match in matches]
-        if not found:
-            raise UserError(f"No shard matches {part}: give .tar files, such as shard-{{000..012}}.tar.")
-        shards += sorted(found)
-    if not shards:
-        raise UserError("Data source 'webdataset' needs shards: 'webdataset:PATH/shard-{000..012}.tar'.")
-    return shards
+def _choose_shards(pattern: str, split: str) -> tuple[list[str], Callable[[], list[str]], list[str], bool]:
+    """(the split's shards, a function for the other's, those of none, whether a tenth is held out)."""
+    train, _, heldout = pattern.partition("|")
+    if heldout:
+        own, other = (train, heldout) if split == "train" else (heldout, train)
+        return expand(own), partial(expand, other), [], False
+    shards = expand(train)
+    train_shards, heldout_shards, unused = split_by_name(shards)
+    if not train_shards:
+        return shards, list, [], True
+    own, other = (train_shards, heldout_shards) if split == "train" else (heldout_shards, train_shards)
+    return own, other.copy, unused, False
 
 
-def cached_index(shard: str) -> list[tuple[str, int, int]]:
-    """`tree.tar_index` of a shard, kept on this machine: a bucket's headers are slow to read."""
-    fs, path = fsspec.core.url_to_fs(shard)
-    facts = fs.info(path)
-    identity = ascii((shard, *(str(facts.get(key, "")) for key in ("size", "mtime", "etag", "updated"))))
-    directory = cache_dir("webdataset")
-    record = directory / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
-    if record.exists():
-        return [tuple(row) for row in read_json(record)]
-    index = tar_index(shard)
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(record, index)
-    return index
+def _bytes(sample: Sample, extensions: Sequence[str]) -> bytes:
+    """The content of the first member with one of the extensions."""
+    offset, size = next(sample.members[e] for e in extensions if e in sample.members)
+    fs, path = filesystem(sample.shard)
+    try:
+        return fs.cat_file(path, start=offset, end=offset + size)
+    except OSError as error:
+        raise ImageError(f"Cannot read {sample.name}: {error.strerror or error}.") from error
 
 
-def group(number: int, shard: str, index: Sequence[tuple[str, int, int]]) -> list[Sample]:
-    """The samples of a shard, in its order.
-
-    Raises:
-        UserError: a sample has the same part twice.
-    """
-    samples: dict[str, Sample] = {}
-    for name, offset, size in index:
-        folder, _, base = name.removeprefix("./").rpartition("/")
-        stem, dot, extension = base.partition(".")
-        if not stem or not dot:  # Hidden files, and files that are part of no sample.
-            continue
-        key = f"{folder}/{stem}" if folder else stem
-        members = samples.setdefault(key, Sample(number, key, {})).members
-        if extension.lower() in members:
-            raise UserError(f"Shard {shard} has {name} twice: pack it anew.")
-        members[extension.lower()] = Member(offset, size)
-    return list(samples.values())
-
-
-def _numbers(path: str) -> list[str]:
-    match = re.search(r"\{(\d+)\.\.(\d+)\}", path)
-    if not match:
-        return [path]
-    first, last = match[1], match[2]
-    filled = (f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1))
-    return [p for text in filled for p in _numbers(f"{path[: match.start()]}{text}{path[match.end() :]}")]
-
-
-def _check_keys(shards: Sequence[str], samples: Sequence[Sample]) -> None:
-    seen: dict[str, Sample] = {}
-    for sample in samples:
-        other = seen.setdefault(sample.key, sample)
-        if other is not sample:
-            raise UserError(
-                f"Sample {sample.key} is in both {shards[other.shard]} and {shards[sample.shard]}: keep one."
-            )
+def _clean(lines: Sequence[str]) -> tuple[str, ...]:
+    return tuple(line for line in (" ".join(line.split()) for line in lines) if line)

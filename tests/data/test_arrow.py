@@ -1,6 +1,7 @@
 """What Hugging Face's datasets has saved, read back as elements."""
 
 import pickle
+import shutil
 import sys
 
 import numpy as np
@@ -54,6 +55,11 @@ def test_lists_of_captions_and_no_splits(tmp_path):
     assert len(train) + len(heldout) == 60 and 1 <= len(heldout) < 20
     texts = [source[i]["texts"] for source in (train, heldout) for i in range(len(source))]
     assert sorted(texts) == sorted((f"a {i}", f"b {i}") for i in range(60))
+    datasets.DatasetDict(test=table(20)).save_to_disk(str(tmp_path / "single"))
+    parts = [len(ArrowSource(str(tmp_path / "single"), split)) for split in ("train", "heldout")]
+    assert sum(parts) == 20 and min(parts) >= 1
+    shutil.copytree(tmp_path / "set", tmp_path / "copy")
+    assert ArrowSource(str(tmp_path / "copy"), "train").fingerprint == train.fingerprint
 
 
 def test_bad_input(tmp_path, monkeypatch):
@@ -62,9 +68,17 @@ def test_bad_input(tmp_path, monkeypatch):
     datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(str(tmp_path / "texts"))
     with pytest.raises(UserError, match="no column of images: it has text"):
         ArrowSource(str(tmp_path / "texts"), "train")
-    datasets.DatasetDict(test=table(3)).save_to_disk(str(tmp_path / "split"))
-    with pytest.raises(UserError, match='no split "train": it has test'):
+    label = (datasets.ClassLabel(names=["cat", "dog"]), lambda i: -1)
+    saved = datasets.DatasetDict(dev=table(3), test=table(3, label=label))
+    saved.save_to_disk(str(tmp_path / "split"))
+    with pytest.raises(UserError, match='no split "train": it has dev, test'):
         ArrowSource(str(tmp_path / "split"), "train")
+    saved = datasets.DatasetDict(train=table(3, label=label))
+    saved.save_to_disk(str(tmp_path / "secret"))
+    with pytest.raises(UserError, match=r"has the class -1, which is none of the 2"):
+        ArrowSource(str(tmp_path / "secret"), "train")[0]
+    with pytest.raises(UserError, match='is trained on its split "train"'):
+        ArrowSource(str(tmp_path / "secret"), "train", heldout_split="train")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[arrow\]'"):
         ArrowSource(str(tmp_path / "split"), "train")

@@ -33,5 +33,5 @@ def test_the_next_one_takes_its_place():
 
 def test_more_than_one_percent_is_an_error():
     elements = Replacing(read, 150, name_of, "pictures of a folder")
-    with pytest.raises(UserError, match=r"More than 1 % of the 150 pictures .* 2 \(7.png, 8.png\)"):
+    with pytest.raises(UserError, match=r"the 150 pictures .* 2 \(7.png, 8.png\).* The first: picture 7 is"):
         elements[7]

@@ -9,9 +9,10 @@ import fsspec
 import numpy as np
 import pytest
 
-from regvq_jax.data import webdataset
+from regvq_jax.data import tar_shards
 from regvq_jax.data.sources import make_source
-from regvq_jax.data.webdataset import WebdatasetSource, expand
+from regvq_jax.data.tar_shards import expand, split_by_name
+from regvq_jax.data.webdataset import WebdatasetSource
 from regvq_jax.errors import UserError
 from tests import miniatures
 
@@ -92,7 +93,7 @@ def test_shards_in_a_bucket_are_listed_once(tmp_path, monkeypatch):
         pattern = "memory://bucket/shards/*.tar|x"
         source = WebdatasetSource(pattern, "train")
         assert len(source) == 8 and source[5]["texts"][0] == "picture 5"
-        monkeypatch.setattr(webdataset, "tar_index", None)
+        monkeypatch.setattr(tar_shards, "tar_index", None)
         assert WebdatasetSource(pattern, "train").fingerprint == source.fingerprint
     finally:
         memory.rm("/bucket", recursive=True)
@@ -105,6 +106,45 @@ def test_numbers_and_commas(tmp_path):
     assert [path.rpartition("/")[2] for path in expand(pattern)] == [f"shard-00{i}.tar" for i in (0, 1, 2)]
     with pytest.raises(UserError, match="No shard matches .*/c/"):
         expand(f"{tmp_path}/c/*.tar")
+    words = expand(f"{tmp_path}/{{b,a}}/shard-{{000..000}}.tar,{tmp_path}/a/shard-00[12].tar")
+    assert [path.removeprefix(f"{tmp_path}/")[0] for path in words] == ["a", "b", "a", "a"]
+    with pytest.raises(UserError, match=r"2 of the 5 shards .* do not exist .*shard-003.tar, .*shard-004"):
+        expand(f"{tmp_path}/a/shard-{{000..004}}.tar")
+    with pytest.raises(UserError, match=r"nosuchstorage://b/x\.tar is in no storage that fsspec knows"):
+        expand("nosuchstorage://b/x.tar")
+
+
+def test_shards_that_name_their_split(tmp_path):
+    for split, start in (("train", 0), ("val", 4), ("extra", 8)):
+        write_shard(tmp_path / split / "0.tar", {f"{i:03d}": sample(i) for i in range(start, start + 4)})
+    train, heldout = (WebdatasetSource(f"{tmp_path}/*/*.tar", split) for split in ("train", "heldout"))
+    assert [source[i]["texts"][0] for source in (train, heldout) for i in range(4)] == [
+        f"picture {i}" for i in range(8)
+    ]
+    assert len(train) == len(heldout) == 4
+    assert train.skipped == ((f"{tmp_path}/extra/0.tar", "It is of neither split, by its path."),)
+    names = ["/train/a/cc-train-0.tar", "/train/a/cc-test-0.tar", "/train/a/cc-validation-0.tar"]
+    assert split_by_name(names) == ([names[0]], [names[2]], [names[1]])
+    # What is common to all says nothing, and one split alone is none.
+    for names in (["/val/train/0.tar", "/val/train/1.tar"], ["x/val-0.tar"], ["value.tar", "trainer.tar"]):
+        assert split_by_name(names) == ([], [], names)
+
+
+def test_both_splits_have_the_same_classes(tmp_path):
+    rows = {f"{i:03d}": sample(i, cls=b"%d\n" % i) for i in range(30)}
+    path = write_shard(tmp_path / "x.tar", rows)
+    train, heldout = (WebdatasetSource(str(path), split) for split in ("train", "heldout"))
+    assert train.num_classes == heldout.num_classes == 30
+    other = write_shard(tmp_path / "y.tar", {"z": sample(0, cls=b"40")})
+    for split in ("train", "heldout"):
+        assert WebdatasetSource(f"{path}|{other}", split).num_classes == 41
+
+
+def test_json_without_a_caption_is_none(tmp_path):
+    rows = {f"{i:03d}": {"png": sample(i)["png"], "json": b'{"width": 8}'} for i in range(4)}
+    path = write_shard(tmp_path / "x.tar", rows)
+    source = WebdatasetSource(f"{path}|x", "train")
+    assert not source.has_text and "text" not in source[0]
 
 
 def test_damage_is_named(tmp_path):
@@ -123,7 +163,10 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(UserError, match=r"1 of the 3 samples .* have no \.txt"):
         WebdatasetSource(f"{path}|x", "train")
     path = write_shard(tmp_path / "w.tar", {"1": sample(1, cls=b"dog"), "2": sample(2, cls=b"1")})
-    with pytest.raises(UserError, match="holds b'dog'"):
+    with pytest.raises(UserError, match="w.tar/1.cls holds 'dog'"):
+        WebdatasetSource(f"{path}|x", "train")
+    path = write_shard(tmp_path / "u.tar", {"1": sample(1, jpg=b"")})
+    with pytest.raises(UserError, match=r"u\.tar/1 has more than one image"):
         WebdatasetSource(f"{path}|x", "train")
 
 
