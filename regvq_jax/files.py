@@ -96,6 +96,20 @@ def read_json(path: epath.PathLike) -> Any:
         raise UserError(f"{os.fspath(path)} is not valid JSON ({error}); restore or delete it.") from error
 
 
+def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a path or URL, which fsspec keeps, and the path in it.
+
+    Raises:
+        UserError: fsspec does not know the storage, or its library is not installed.
+    """
+    try:
+        return fsspec.core.url_to_fs(path)
+    except ImportError as error:
+        raise UserError(f"{path} needs a library for its storage that is not installed: {error}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is in no storage that fsspec knows: {error}.") from error
+
+
 def cache_dir(name: str) -> Path:
     """Where this machine keeps what can be had again: REGVQ_JAX_CACHE, or ~/.cache/regvq_jax."""
     return Path(os.environ.get("REGVQ_JAX_CACHE", "~/.cache/regvq_jax")).expanduser() / name

@@ -8,6 +8,7 @@ at any moment leaves that state, or the one before. A directory that is ahead of
 this machine, stays ahead; one that another machine has overtaken is brought up to date.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -17,11 +18,10 @@ import uuid
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from regvq_jax.errors import UserError
-from regvq_jax.files import cache_dir, local_copy, read_json, write_json_atomic
+from regvq_jax.files import cache_dir, filesystem, local_copy, read_json, write_json_atomic
 from regvq_jax.progress import track
 
 log = logging.getLogger("regvq_jax")
@@ -61,10 +61,7 @@ class Mirror:
         self.url = url.rstrip("/")
         name = f"{self.url.rpartition('/')[2]}-{hashlib.sha256(self.url.encode()).hexdigest()[:12]}"
         self.local = local or cache_dir("workdirs") / name
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"{url} is in no storage that can be reached here: {error}.") from error
+        self._fs, self._root = filesystem(self.url)
         # Which manifest the directory goes on from, and what its files were like then.
         self._record = self.local.with_name(f"{self.local.name}.mirror.json")
         self._sent: dict[str, Facts] = {}
@@ -137,7 +134,8 @@ class Mirror:
             manifest = {"id": uuid.uuid4().hex, "files": list(files)}
             self._fs.pipe_file(f"{self._root}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
             for path in self._sent.keys() - files.keys():
-                self._fs.rm_file(f"{self._root}/{path}")
+                with contextlib.suppress(FileNotFoundError):  # A push that failed here had deleted it.
+                    self._fs.rm_file(f"{self._root}/{path}")
             self._sent = {path: self._sent[path] for path in files}
             self._keep(manifest["id"])
         except Exception as error:
@@ -182,6 +180,7 @@ def local_workdir(path: str | os.PathLike) -> Path:
     path = os.fspath(path)
     if "://" not in path or path.endswith(".safetensors"):
         return local_copy(path)
-    mirror = Mirror(path)
+    # Not where a run on this machine would work: it shall not find its files exchanged.
+    mirror = Mirror(path, cache_dir("loaded") / hashlib.sha256(path.encode()).hexdigest()[:12])
     mirror.pull()
     return mirror.local

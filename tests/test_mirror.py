@@ -12,7 +12,7 @@ import pytest
 from regvq_jax import Tokenizer
 from regvq_jax.errors import UserError
 from regvq_jax.files import read_json
-from regvq_jax.mirror import MANIFEST, Mirror
+from regvq_jax.mirror import MANIFEST, Mirror, local_workdir
 
 URL = "memory://bucket/runs/one"
 
@@ -92,6 +92,42 @@ def test_a_kill_while_sending_leaves_the_state_before(tmp_path, memory, monkeypa
     mirror.push()
     other.pull()
     assert set(content(other)) == {"checkpoints/1/state", "checkpoints/2/a", "checkpoints/2/b"}
+
+
+def test_what_could_not_be_deleted_hinders_nothing(tmp_path, memory, monkeypatch):
+    mirror = Mirror(URL, tmp_path / "run")
+    mirror.pull()
+    write(mirror, a="1", b="2", c="3")
+    mirror.push()
+    for name in "ab":
+        (mirror.local / name).unlink()
+    delete, deleted = type(memory).rm_file, []
+
+    def delete_and_die(self, path):
+        if deleted:
+            raise ConnectionError("gone")
+        deleted.append(path)
+        delete(self, path)
+
+    monkeypatch.setattr(type(memory), "rm_file", delete_and_die)
+    with pytest.raises(UserError, match="gone"):
+        mirror.push()
+    monkeypatch.undo()
+    mirror.push()
+    found = [path.rpartition("/")[2] for path in memory.find("/bucket/runs/one")]
+    assert sorted(found) == ["c", MANIFEST]
+
+
+def test_loading_leaves_a_running_run_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("REGVQ_JAX_CACHE", str(tmp_path))
+    run = Mirror(URL)
+    run.pull()
+    write(run, config="1")
+    run.push()
+    write(run, checkpoints__9__state="not sent yet")
+    loaded = local_workdir(URL)
+    assert (loaded / "config").read_text() == "1" and loaded != run.local
+    assert (run.local / "checkpoints" / "9" / "state").exists()
 
 
 def test_what_is_being_written_is_not_sent(tmp_path, memory):

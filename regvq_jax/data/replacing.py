@@ -29,7 +29,7 @@ class Replacing:
             name_fn: what an element is called, for messages.
             what: what the elements are, such as "train images of PATH", for messages.
         """
-        self._read_fn, self._length, self._name_fn, self._what = read_fn, length, name_fn, what
+        self._read_fn, self._length, self.name_fn, self._what = read_fn, length, name_fn, what
         self._undecodable: dict[int, str] = {}
         self._lock = threading.Lock()
 
@@ -40,7 +40,7 @@ class Replacing:
     def undecodable(self) -> tuple[tuple[str, str], ...]:
         """(name, reason) of what this process could not decode so far."""
         with self._lock:
-            return tuple((self._name_fn(i), reason) for i, reason in sorted(self._undecodable.items()))
+            return tuple((self.name_fn(i), reason) for i, reason in sorted(self._undecodable.items()))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The element, or the next one that can be decoded.
@@ -75,7 +75,7 @@ class Replacing:
         with self._lock:
             bad = dict(sorted(self._undecodable.items()))
         if len(bad) > MAX_SKIPPED_SHARE * self._length:
-            names = first_names([self._name_fn(i) for i in bad])
+            names = first_names([self.name_fn(i) for i in bad])
             raise UserError(
                 f"More than 1 % of the {self._length} {self._what} cannot be used, so far {len(bad)} "
                 f"({names}): repair or remove them, or, where they are too small, set data.upscale=True. The "
@@ -105,6 +105,10 @@ class ReplacingSource:
             UserError: more than 1 % cannot be used, or a label is none of the classes'.
         """
         return self._elements[index]
+
+    def element_name(self, index: int) -> str:
+        """What an element is called: the path of its image, or the set and its place in it."""
+        return self._elements.name_fn(index)
 
     @property
     def undecodable(self) -> tuple[tuple[str, str], ...]:

@@ -7,12 +7,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import fsspec
-
+from regvq_jax.data.archives import tar_index
 from regvq_jax.data.listing import HELDOUT_FOLDERS, TRAIN_FOLDERS, first_names
-from regvq_jax.data.tree import tar_index
 from regvq_jax.errors import UserError
-from regvq_jax.files import cache_dir, read_json, write_json_atomic
+from regvq_jax.files import cache_dir, filesystem, read_json, write_json_atomic
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 CLASS = "cls"
@@ -140,18 +138,8 @@ def list_samples(shard: str) -> list[Sample]:
     return list(samples.values())
 
 
-def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a path or URL and the path in it; UserError if its library is not installed."""
-    try:
-        return fsspec.core.url_to_fs(path)
-    except ImportError as error:
-        raise UserError(f"{path} needs a library for its storage that is not installed: {error}.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is in no storage that fsspec knows: {error}.") from error
-
-
 def _cached_index(shard: str) -> list[tuple[str, int, int, str]]:
-    """`tree.tar_index` and the content of .cls members, kept on this machine: a bucket is slow to search."""
+    """`archives.tar_index` and the content of .cls members, kept here: a bucket is slow to search."""
     fs, path = filesystem(shard)
     facts = fs.info(path)
     identity = ascii((2, shard, *(str(facts.get(key, "")) for key in ("size", "mtime", "etag", "updated"))))

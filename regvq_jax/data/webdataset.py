@@ -13,8 +13,9 @@ from regvq_jax.data.decode import decode_element
 from regvq_jax.data.images import ImageError
 from regvq_jax.data.listing import MAX_SKIPPED_SHARE, first_names, heldout_paths
 from regvq_jax.data.replacing import Replacing, ReplacingSource
-from regvq_jax.data.tar_shards import CLASS, IMAGES, Sample, expand, filesystem, list_samples, split_by_name
+from regvq_jax.data.tar_shards import CLASS, IMAGES, Sample, expand, list_samples, split_by_name
 from regvq_jax.errors import UserError
+from regvq_jax.files import filesystem
 from regvq_jax.progress import track
 
 _JSON = "json"

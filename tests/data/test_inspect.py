@@ -56,7 +56,7 @@ def test_figures(inspected):
 
 def test_the_copy_in_the_held_out_split_is_found(inspected):
     (match,) = read_json(inspected / "inspect.json")["duplicates"]["matches"]
-    assert match["heldout_name"] == "a picture number 2" and match["train_name"] == "a picture number 20"
+    assert match["heldout_name"] == "val/cat/002.png" and match["train_name"] == "train/cat/020.png"
     with (inspected / "duplicates.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 1
     assert Image.open(inspected / "duplicates.png").width > 100

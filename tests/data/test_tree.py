@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import fsspec
 import pytest
 
-from regvq_jax.data import tree
+from regvq_jax.data import archives, tree
 from regvq_jax.errors import UserError
 
 FILES = {"a.txt": b"alpha", "inner/b.bin": bytes(range(256)) * 40, "inner/deep/ü.txt": "ö".encode()}
@@ -113,7 +113,7 @@ def test_a_cut_off_archive_is_named(kind, share, tmp_path):
 def test_a_tar_cut_off_between_two_files_is_named(tmp_path):
     path = tmp_path / "x.tar"
     whole = open(write_tar(path), "rb").read()
-    offset = {name: start for name, start, _ in tree.tar_index(str(path))}["./inner/b.bin"]
+    offset = {name: start for name, start, _ in archives.tar_index(str(path))}["./inner/b.bin"]
     path.write_bytes(whole[: offset - 512])
     with pytest.raises(UserError, match="cut off after ./a.txt"):
         tree.open_tree(path)
@@ -137,7 +137,7 @@ def test_a_file_twice_and_a_giant_one(tmp_path, monkeypatch):
         archive.writestr("a.txt", b"2")
     with pytest.raises(UserError, match="has a.txt twice"):
         tree.open_tree(path)
-    monkeypatch.setattr(tree, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(archives, "MAX_FILE_BYTES", 100)
     with pytest.raises(OSError, match="claims to have"):
         tree.open_tree(write_zip(tmp_path / "y.zip")).read("inner/b.bin")
 
