@@ -232,5 +232,8 @@ def _clean(name: str) -> str:
 
 
 def is_hidden(path: str) -> bool:
-    # macOS puts a second tree of attributes into the archives that it makes.
+    """Whether a path is, or lies in, what nobody means to be read.
+
+    Those are names that begin with a dot, and the second tree of attributes that macOS puts into archives.
+    """
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
