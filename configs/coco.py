@@ -31,7 +31,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise UserError(f"The choice year={choice.year} must be 2014 or 2017.")
     config = quickstart.get_config()
     common.set_f16_tokenizer(config)
-    config.data.update(source=f"tfds:coco_captions/{choice.year}", crop="near_center", crop_scale=1.125)
+    # A few photographs are smaller than the crop: they are enlarged, not left out.
+    config.data.update(
+        source=f"tfds:coco_captions/{choice.year}", crop="near_center", crop_scale=1.125, upscale=True
+    )
     config.prior.condition = condition
     common.set_large_prior(config, prior)
     config.prior.evals.prior_loss.all_captions = True
