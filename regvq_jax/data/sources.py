@@ -70,13 +70,17 @@ class _Wanted:
         return {name: getattr(self, name) for name in names}
 
 
-class Shuffled:
-    """A source in a fixed random order, in which neighbours have nothing to do with each other."""
+class Picked:
+    """Some elements of a source, in an order of one's own."""
 
-    def __init__(self, source: Source):
-        """Everything but the order is that of `source`."""
-        self._source = source
-        self._order = np.random.default_rng(0).permutation(len(source))
+    def __init__(self, source: Source, indices: np.ndarray):
+        """Everything but the order is that of `source`; an element may be picked more than once.
+
+        Args:
+            source: random access to elements.
+            indices: int [N].
+        """
+        self._source, self._indices = source, indices
 
     @property
     def name(self) -> str:
@@ -84,10 +88,15 @@ class Shuffled:
         return self._source.name
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._indices)
 
     def __getitem__(self, index: int) -> Element:
-        return self._source[int(self._order[index])]
+        return self._source[int(self._indices[index])]
+
+
+def shuffled(source: Source) -> Picked:
+    """A source in a fixed random order, in which neighbours have nothing to do with each other."""
+    return Picked(source, np.random.default_rng(0).permutation(len(source)))
 
 
 def make_source(

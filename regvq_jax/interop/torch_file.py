@@ -74,7 +74,7 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" or _is_safetensors(path):
             content = safetensors.numpy.load_file(path)
         else:
             with open(path, "rb") as file:
@@ -100,6 +100,14 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if not tensors:
         raise UserError(f"{path} holds no tensors; save weights with torch.save(model.state_dict(), PATH).")
     return tensors
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its content: what was fetched from a URL is kept under a name without a suffix."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    # The length of a header in JSON, and its first letter; no zip and no pickle has this "{" there.
+    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < 10**8
 
 
 def _read_zip(file, path: Path) -> Any:

@@ -13,7 +13,7 @@ from regvq_jax.conditioning.condition import INPUTS, KINDS, Condition, host_tran
 from regvq_jax.conditioning.frozen_text import load_frozen_text
 from regvq_jax.data.captions import count_cut_captions
 from regvq_jax.data.every_caption import EveryCaption
-from regvq_jax.data.sources import Shuffled, Source
+from regvq_jax.data.sources import Source, shuffled
 from regvq_jax.data.tokens import TokenSource, check_meta
 from regvq_jax.data.transforms import Transform, encode_text
 from regvq_jax.errors import UserError
@@ -152,7 +152,7 @@ def make_prior_trainer(
             "prior.evals",
             bound_fn=partial(bound, prior, model),
             inputs_fn=inputs_fn,
-            batches=build.heldout_batches(Shuffled(heldout), transforms(False), train.batch_size),
+            batches=build.heldout_batches(shuffled(heldout), transforms(False), train.batch_size),
             pair_batches=partial(pair_batches, heldout, transforms(False), train.batch_size)
             if condition.kind == "text"
             else None,
@@ -166,7 +166,7 @@ def make_prior_trainer(
 
 def pair_batches(heldout: Source | TokenSource, transforms: list[Transform], batch_size: int):
     """One pass of this process over all pairs of a held-out image and one of its captions."""
-    return build.heldout_batches(Shuffled(EveryCaption(heldout)), transforms, batch_size)()
+    return build.heldout_batches(shuffled(EveryCaption(heldout)), transforms, batch_size)()
 
 
 def open_source(config: ConfigDict, workdir: Path, split: str) -> Source | TokenSource:

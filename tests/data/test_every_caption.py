@@ -1,7 +1,7 @@
 """Every pair of an image and a caption once, in order."""
 
 from regvq_jax.data.every_caption import EveryCaption
-from regvq_jax.data.sources import Shuffled
+from regvq_jax.data.sources import shuffled
 
 
 class Captioned:
@@ -23,7 +23,7 @@ def test_every_pair_once():
     assert [element["tokens"] for element in elements] == [0, 1, 1, 1, 2, 2]
     assert "".join(element["text"] for element in elements) == "abcdef"
     assert all(element["texts"] == (element["text"],) for element in elements)
-    mixed = Shuffled(pairs)
+    mixed = shuffled(pairs)
     assert sorted(mixed[i]["text"] for i in range(len(mixed))) == list("abcdef")
 
 

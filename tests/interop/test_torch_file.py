@@ -12,6 +12,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from regvq_jax.errors import UserError
 from regvq_jax.interop.torch_file import read_torch_file
@@ -85,6 +86,13 @@ def test_safetensors(torch, tmp_path):
     save_file(tensors, tmp_path / "weights.safetensors")
     read = read_torch_file(tmp_path / "weights.safetensors")
     assert_equal_to_torch({name: read[name] for name in tensors}, tensors)
+
+
+def test_safetensors_without_a_suffix(tmp_path):
+    # As `files.local_copy` keeps what it fetched from a URL.
+    path = tmp_path / "0123456789abcdef"
+    path.write_bytes(safetensors.numpy.save({"weight": np.arange(6.0).reshape(2, 3)}))
+    np.testing.assert_array_equal(read_torch_file(path)["weight"], np.arange(6.0).reshape(2, 3))
 
 
 def test_whole_modules_are_refused(torch, save, tmp_path):

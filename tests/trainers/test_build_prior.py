@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from regvq_jax import stages
-from regvq_jax.data.sources import Shuffled, make_source
+from regvq_jax.data.sources import make_source, shuffled
 from regvq_jax.errors import UserError
 from regvq_jax.trained import load_tokenizer
 from regvq_jax.trainers import build, build_prior
@@ -125,8 +125,8 @@ def test_a_prior_goes_on_only_with_the_networks_it_began_with(run, tmp_path):
 
 def test_shuffled_conditions_are_not_those_of_neighbours():
     source = make_source("emoji-grounds", split="heldout", image_size=32)
-    shuffled = Shuffled(source)
-    classes = np.array([shuffled[i]["class"] for i in range(0, 400)])
+    mixed = shuffled(source)
+    classes = np.array([mixed[i]["class"] for i in range(0, 400)])
     assert np.mean(classes == np.roll(classes, 1)) < 0.4  # 0.95 in the order of the source.
-    order = [shuffled[i]["text"] for i in range(len(shuffled))]
+    order = [mixed[i]["text"] for i in range(len(mixed))]
     assert sorted(order) == sorted(source[i]["text"] for i in range(len(source)))

@@ -1,0 +1,198 @@
+"""Named ways from images to features: network, resizing, scaling of pixels. Figures of two do not compare."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from regvq_jax.errors import UserError
+from regvq_jax.evaluate import resizing
+from regvq_jax.files import local_copy
+from regvq_jax.interop import vision_weights
+from regvq_jax.interop.inception_weights import load_inception
+from regvq_jax.settings import did_you_mean
+
+PyTree = Any
+Scale = tuple[float, float, float]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How bytes become the features of one network.
+
+    Attributes:
+        network: name of the network.
+        load_fn: (path or URL of weights, "" = where they usually are) -> (module, parameters, sha256).
+        size: side of its input, pixels.
+        matrix_fn: the resizing, see `resizing`.
+        shift, scale: of pixels in [0, 255], by colour: (x - shift) / scale.
+        clip: limit resized pixels to [0, 255], which a bicubic filter leaves.
+        about: the resizing and scaling in words, for result files.
+    """
+
+    network: str
+    load_fn: Callable[[str], tuple[nn.Module, PyTree, str]]
+    size: int
+    matrix_fn: resizing.MatrixFn
+    shift: Scale
+    scale: Scale
+    about: str
+    clip: bool = False
+
+
+def _load_packaged(weights: str) -> tuple[nn.Module, PyTree, str]:
+    """EfficientNet-Lite0, whose weights come with a package."""
+    if weights:
+        raise UserError(
+            f"The protocol efficientnet_lite0 has weights of its own: leave {weights} away, or name the "
+            "protocol that the file is for."
+        )
+    module, params = vision_weights.load_efficientnet_lite0()
+    return module, params, vision_weights.EFFICIENTNET_SHA256
+
+
+def _load_named(load_fn: Callable, name: str, file: str, weights: str) -> tuple[nn.Module, PyTree, str]:
+    """A network whose weights the user has to bring."""
+    if not weights:
+        raise UserError(
+            f"The protocol {name} needs a file of weights that cannot be packaged: fetch {file} and give it as "
+            f"--weights=FILE, or in a config as protocols=('{name}@FILE',)."
+        )
+    path = local_copy(weights)
+    module, params = load_fn(path)
+    return module, params, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _grey(value: float) -> Scale:
+    return (value,) * 3
+
+
+def _bytes(parts: Scale) -> Scale:
+    return tuple(255.0 * part for part in parts)
+
+
+_TF_WORDS = "uint8, TensorFlow 1 bilinear to 299, (x - 128) / 128"
+PROTOCOLS = {
+    "torch-fidelity": Protocol(
+        "inception", load_inception, 299, resizing.tf1_bilinear, _grey(128), _grey(128), _TF_WORDS
+    ),
+    "pytorch-fid": Protocol(
+        "inception", load_inception, 299, resizing.half_pixel_bilinear, _grey(127.5), _grey(127.5),
+        "bilinear to 299 with align_corners=False, no antialiasing, 2 x / 255 - 1",
+    ),
+    "clean-fid": Protocol(
+        "inception", load_inception, 299, resizing.pillow_bicubic, _grey(128), _grey(128),
+        "Pillow bicubic to 299 in float, clipped, not rounded, (x - 128) / 128", clip=True,
+    ),
+    # The evaluator of guided-diffusion feeds the same graph; its reference statistics come as .npz.
+    "adm": Protocol(
+        "inception", load_inception, 299, resizing.tf1_bilinear, _grey(128), _grey(128), _TF_WORDS
+    ),
+    "efficientnet_lite0": Protocol(
+        "efficientnet_lite0", _load_packaged, 224, resizing.pillow_bicubic, _grey(127), _grey(128),
+        "Pillow bicubic to 224 in float, clipped, (x - 127) / 128", clip=True,
+    ),
+    **{
+        name: Protocol(
+            name, partial(_load_named, vision_weights.load_dinov2, name, f"{name}_pretrain.pth"), 224,
+            resizing.pillow_bicubic, _bytes(IMAGENET_MEAN), _bytes(IMAGENET_STD),
+            "Pillow bicubic to 224 in float, clipped, ImageNet's mean and deviation", clip=True,
+        )
+        for name in ("dinov2_vitb14", "dinov2_vitl14")
+    },
+    "clip_vitl14_336": Protocol(
+        "clip_vitl14_336",
+        partial(
+            _load_named, vision_weights.load_clip_vision, "clip_vitl14_336",
+            "model.safetensors of openai/clip-vit-large-patch14-336",
+        ),
+        336, resizing.half_pixel_bicubic, _bytes(CLIP_MEAN), _bytes(CLIP_STD), "bicubic to 336 without antialiasing, CLIP's mean and deviation",
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Extractor:
+    """A protocol with its weights.
+
+    Attributes:
+        name: of the protocol.
+        protocol: the protocol.
+        module: the network.
+        params: its parameters, numpy.
+        digest: sha256 of the weights' file.
+    """
+
+    name: str
+    protocol: Protocol
+    module: nn.Module
+    params: PyTree = dataclasses.field(repr=False)
+    digest: str
+
+    @property
+    def is_inception(self) -> bool:
+        """Only distances in FID's own network may be called FID."""
+        return self.protocol.network == "inception"
+
+    @property
+    def tag(self) -> str:
+        """The name in metrics: "torch_fidelity"."""
+        return self.name.replace("-", "_")
+
+    def __call__(self, params: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+        """Features of images; pure, for `jit`.
+
+        Args:
+            params: of the module, on the devices.
+            images: uint8 [B, H, W, 3].
+
+        Returns:
+            {"features": float32 [B, D]}, and "logits" float32 [B, C] of a classifier.
+        """
+        protocol = self.protocol
+        pixels = resizing.resize(images, protocol.size, protocol.matrix_fn)
+        if protocol.clip:
+            pixels = jnp.clip(pixels, 0.0, 255.0)
+        pixels = (pixels - jnp.array(protocol.shift)) / jnp.array(protocol.scale)
+        return self.module.apply({"params": params}, pixels)
+
+    @cached_property
+    def num_features(self) -> int:
+        """D."""
+        image = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.uint8)
+        return jax.eval_shape(self, self.params, image)["features"].shape[1]
+
+    def describe(self) -> dict[str, Any]:
+        """For result files: all that decides the features."""
+        return {
+            "name": self.name,
+            "network": self.protocol.network,
+            "weights_sha256": self.digest,
+            "preprocessing": self.protocol.about,
+            "features": self.num_features,
+        }
+
+
+def make_extractor(spec: str) -> Extractor:
+    """The protocol that a config or a command names, with its weights loaded.
+
+    Args:
+        spec: "NAME" or "NAME@WEIGHTS", NAME one of `PROTOCOLS`, WEIGHTS a file or a URL.
+
+    Raises:
+        UserError: an unknown protocol, or weights that cannot be had.
+    """
+    name, _, weights = spec.partition("@")
+    if name not in PROTOCOLS:
+        raise UserError(f'There is no protocol "{name}".{did_you_mean(name, list(PROTOCOLS))}')
+    protocol = PROTOCOLS[name]
+    module, params, digest = protocol.load_fn(weights)
+    return Extractor(name, protocol, module, params, digest)
