@@ -31,6 +31,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     common.set_map_tokens(config)
     config.map_tokenizer.quantizer.codebook_size = 1024
     common.set_large_prior(config, prior, depth=28, top_k=100)
+    common.set_fid(config)
     if choice.tiny:
         quickstart.make_tiny(config)
         common.set_tiny_data(config)

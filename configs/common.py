@@ -88,6 +88,19 @@ def set_f16_tokenizer(config: ConfigDict) -> None:
     config.tokens.update(max_train_examples=None, batch_size=128)
 
 
+def set_fid(config: ConfigDict, *, num_images: int = 0, reference: str = "heldout") -> None:
+    """Judges by FID under torch-fidelity's protocol, taming-transformers' own, in place.
+
+    Args:
+        config: with the groups of the quickstart.
+        num_images: to draw at the end of the prior's training; 0 = one for each held-out image.
+        reference: what they are compared with, "heldout" or "train".
+    """
+    protocols = ("torch-fidelity",)
+    config.evals.reconstruction.protocols = protocols
+    config.prior.evals.generation.update(protocols=protocols, num_images=num_images, reference=reference)
+
+
 LONG_CADENCE = dict(log_every_steps=100, checkpoint_every_steps=1_000)
 
 
@@ -112,6 +125,7 @@ def set_large_prior(
     config.prior.train.update(batch_size=128, total_steps=150_000, ema_decay=0.9999, **LONG_CADENCE)
     config.prior.evals.prior_loss.every_steps = 5_000
     config.prior.evals.samples.every_steps = 5_000
+    config.prior.evals.generation.update(every_steps=150_000, num_images=10_000, memorisation=10_000)
     # One less than CLIP's context: fused attention on GPUs wants even lengths.
     config.prior.text.update(length=76, depth=4)
     config.sample.captions = ()

@@ -26,6 +26,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.prior.condition = condition
     common.set_large_prior(config, prior, diffusion_lr=4.5e-4)
     config.prior.evals.prior_loss.all_captions = True
+    common.set_fid(config, num_images=30_000)
     if choice.tiny:
         quickstart.make_tiny(config)
         common.set_tiny_data(config)

@@ -48,6 +48,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.prior.train.update(total_steps=1200, checkpoint_every_steps=200)
         config.prior.evals.prior_loss.every_steps = 400
         config.prior.evals.samples.every_steps = 600
+        config.prior.evals.generation.every_steps = 1200
     if choice.tiny:
         quickstart.make_tiny(config)
         config.data.image_size = 32
@@ -101,3 +102,4 @@ def make_large(config: ConfigDict, choice: ConfigDict) -> None:
     )
     config.prior.evals.prior_loss.every_steps = 2_500
     config.prior.evals.samples.every_steps = 5_000
+    config.prior.evals.generation.update(every_steps=50_000, num_images=10_000, memorisation=10_000)

@@ -79,7 +79,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         accumulation_slices=1,
         ema_decay=0.995,
     )
-    config.evals = dict(reconstruction=dict(every_steps=400, num_shown=32, lpips=""))
+    config.evals = dict(
+        reconstruction=dict(every_steps=400, num_shown=32, lpips="", protocols=("efficientnet_lite0",))
+    )
 
     # Stage two: the prior over the tokens of all 14,130 images.
     config.tokens = dict(
@@ -126,6 +128,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
         evals=dict(
             prior_loss=dict(every_steps=250, num_draws=2, all_captions=False),
             samples=dict(every_steps=375),
+            generation=dict(
+                every_steps=750,
+                num_images=1000,
+                protocols=("efficientnet_lite0",),
+                reference="heldout",
+                memorisation=1000,
+                segmenter="",
+            ),
         ),
     )
     config.sample = dict(
@@ -166,7 +176,8 @@ def make_tiny(config: ConfigDict) -> None:
     config.loss.update(adversarial_start_step=4, adversarial_ramp_steps=2)
     config.optim.warmup_steps = 2
     config.train.update(batch_size=8, total_steps=8, log_every_steps=2, checkpoint_every_steps=4)
-    config.evals.reconstruction.every_steps = 4
+    # Features cost more than all the rest of a tiny run.
+    config.evals.reconstruction.update(every_steps=4, protocols=())
     config.tokens.update(max_train_examples=64, batch_size=32, shard_size=32)
     config.prior.model.update(dim=32, depth=1, num_heads=2)
     config.prior.text.update(depth=1, embed_dim=8)
@@ -174,6 +185,7 @@ def make_tiny(config: ConfigDict) -> None:
     config.prior.train.update(batch_size=8, total_steps=8, log_every_steps=2, checkpoint_every_steps=4)
     config.prior.evals.prior_loss.every_steps = 4
     config.prior.evals.samples.every_steps = 8
+    config.prior.evals.generation.update(every_steps=8, num_images=12, protocols=(), memorisation=0)
     if "steps" in config.sample:
         config.sample.steps = 3
     if "map_tokenizer" in config:

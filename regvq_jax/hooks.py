@@ -13,6 +13,7 @@ from PIL import Image
 
 from regvq_jax.checkpoint import Checkpoints
 from regvq_jax.errors import UserError
+from regvq_jax.evaluate.result import write_result
 from regvq_jax.files import write_json_atomic
 from regvq_jax.metrics import average, first_nonfinite
 from regvq_jax.state import TrainState
@@ -119,6 +120,7 @@ class EvaluationHook:
         """Runs the evaluators on the averaged parameters after `done` steps; returns all their numbers."""
         results = {}
         for evaluator in evaluators:
+            began = time.perf_counter()
             evaluation = evaluator(state.ema, self._frozen, self._mesh)
             results |= evaluation.metrics
             for name, picture in evaluation.images.items():
@@ -126,6 +128,17 @@ class EvaluationHook:
             if jax.process_index() == 0:
                 for name, record in evaluation.records.items():
                     write_json_atomic(self._directory / f"{name}.json", {"step": done} | record)
+                if evaluation.about:
+                    # Of the run, not of the stage: what a reader of the workdir looks for.
+                    write_result(
+                        self._directory.parent / "results" / f"{evaluator.name}.json",
+                        evaluation,
+                        step=done,
+                        checkpoint=str(self._directory / "checkpoints"),
+                        seconds=time.perf_counter() - began,
+                    )
+            for warning in evaluation.about.get("warnings", ()):
+                log.warning("%s", warning)
         self._writer.write_scalars(done, results)
         shown = ", ".join(f"{name.rsplit('/', 1)[-1]} {value:.4g}" for name, value in results.items())
         shown = shown or f"pictures in {self._directory / 'images'}"

@@ -103,8 +103,9 @@ def evaluation_batches(
 
     Returns:
         An iterator of ceil(len(source) / batch_size) dicts of arrays
-        [batch_size / process_count, ...]; "valid": bool [batch_size / process_count] among them is
-        False on the copies of the last element that fill the last batch.
+        [batch_size / process_count, ...]; among them "valid": bool [batch_size / process_count],
+        False on the copies of the last element that fill the last batch, and "index": int32, the
+        element's place in the source.
 
     Raises:
         UserError: an empty source, or a batch that cannot be shared out evenly.
@@ -142,8 +143,9 @@ def _apply(
 
 
 def _evaluation_element(index: int, *, source: Source, transform_fns: tuple[Transform, ...]) -> Element:
-    element = _apply(source[min(index, len(source) - 1)], None, transform_fns=transform_fns)
-    return {**element, "valid": np.bool_(index < len(source))}
+    place = min(index, len(source) - 1)
+    element = _apply(source[place], None, transform_fns=transform_fns)
+    return {**element, "valid": np.bool_(index == place), "index": np.int32(place)}
 
 
 def _local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 COLOURS = ("#2a7fb0", "#d1495b", "#c98a1b", "#4f9d76", "#8a63c4", "#777f87")
-MAX_POINTS = 400
+# More values than the first are thinned, so few as the second get a dot each.
+MAX_POINTS, FEW_POINTS = 400, 12
 # A range wider than this is drawn on a logarithmic scale, where all of it is positive.
 WIDE_RANGE = 8.0
-SIZE, FRAME = (3.6, 2.0), (0.145, 0.2, 0.825, 0.745)
-Row = Mapping[str, Any]
+SIZE = (3.6, 2.0)  # Inches.
+Column = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +72,28 @@ class Chart(NamedTuple):
     svg: bytes
 
 
+def _codebook_panels(heldout: str) -> tuple[Panel, Panel]:
+    """Usage and perplexity, in training and under the tags of the held-out evaluation."""
+    usage = (("codebook/train_usage", "training"), (f"{heldout}/usage", "held-out"))
+    perplexity = (("codebook/train_perplexity", "training"), (f"{heldout}/perplexity", "held-out"))
+    return (
+        Panel("Codebook usage, %", usage, factor=100.0, limits=(0.0, 103.0)),
+        Panel("Codebook perplexity", perplexity, limits=(0.0, None)),
+    )
+
+
 _SPEED = Panel("Images a second", (("perf/images_per_sec", "training"),), limits=(0.0, None))
 PANELS: dict[str, tuple[Panel, ...]] = {
     "tokenizer": (
         Panel("Loss, weighted sum", (("train/loss", "total"),), logarithmic=True),
         Panel(
             "Loss terms: reconstruction",
-            (("train/l1", "L1"), ("train/l2", "L2"), ("train/perceptual", "perceptual"), ("train/lpips", "LPIPS")),
+            (
+                ("train/l1", "L1"),
+                ("train/l2", "L2"),
+                ("train/perceptual", "perceptual"),
+                ("train/lpips", "LPIPS"),
+            ),
             logarithmic=True,
         ),
         Panel("Loss terms: contrastive", (("train/cl", "CL"), ("train/pcl", "PCL"))),
@@ -97,17 +113,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             (("eval/reconstruction/lpips_vgg16", "VGG16"), ("eval/reconstruction/lpips_alexnet", "AlexNet")),
         ),
         Panel("Fréchet distance of reconstructions", (("eval/reconstruction/f*d_*", ""),), logarithmic=True),
-        Panel(
-            "Codebook usage, %",
-            (("codebook/train_usage", "training"), ("codebook/usage", "held-out")),
-            factor=100.0,
-            limits=(0.0, 103.0),
-        ),
-        Panel(
-            "Codebook perplexity",
-            (("codebook/train_perplexity", "training"), ("codebook/perplexity", "held-out")),
-            limits=(0.0, None),
-        ),
+        *_codebook_panels("codebook"),
         Panel("Discriminator's logits", (("train/real_logits", "real"), ("train/fake_logits", "rebuilt"))),
         Panel(
             "Discriminator's accuracy, %",
@@ -138,17 +144,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             factor=100.0,
         ),
         Panel("Mean IoU of held-out maps", (("eval/map_reconstruction/miou", "held-out"),)),
-        Panel(
-            "Codebook usage, %",
-            (("codebook/train_usage", "training"), ("map_codebook/usage", "held-out")),
-            factor=100.0,
-            limits=(0.0, 103.0),
-        ),
-        Panel(
-            "Codebook perplexity",
-            (("codebook/train_perplexity", "training"), ("map_codebook/perplexity", "held-out")),
-            limits=(0.0, None),
-        ),
+        *_codebook_panels("map_codebook"),
         Panel("Gradient norm", (("optim/grad_norm", "map tokenizer"),), logarithmic=True),
         _SPEED,
     ),
@@ -169,7 +165,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
 }
 
 
-def draw_charts(stage: str, rows: Sequence[Row]) -> list[Chart]:
+def draw_charts(stage: str, rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """The telling curves of one training.
 
     Args:
@@ -179,52 +175,59 @@ def draw_charts(stage: str, rows: Sequence[Row]) -> list[Chart]:
     Returns:
         A chart for each panel that has anything to show; all of them end at the last step of `rows`.
     """
+    panels = PANELS.get(stage, ())
+    columns = collect(rows, [tag for panel in panels for tag, _ in panel.lines])
     last_step = max((row["step"] for row in rows), default=0)
-    charts = (draw_chart(panel, rows, last_step) for panel in PANELS.get(stage, ()))
+    charts = [draw_chart(panel, columns, last_step) for panel in panels]
     return [chart for chart in charts if chart is not None]
 
 
-def draw_chart(panel: Panel, rows: Sequence[Row], last_step: int) -> Chart | None:
-    """One chart, or None where no row has a finite value for it.
+def collect(rows: Sequence[Mapping[str, Any]], patterns: Sequence[str]) -> dict[str, Column]:
+    """The values of every wanted tag that has any.
+
+    Args:
+        rows: as in `draw_charts`.
+        patterns: tags, or patterns of tags as of file names; deviations of figures ("_std") are left out.
+
+    Returns:
+        (steps float64 [n], values float64 [n]) by tag in alphabetical order; NaN where there was no number.
+    """
+    points: dict[str, list[tuple[float, float]] | None] = {}
+    for row in rows:
+        for tag, value in row.items():
+            if tag not in points:
+                wanted = any(fnmatchcase(tag, pattern) for pattern in patterns) and not tag.endswith("_std")
+                points[tag] = [] if wanted else None
+            if points[tag] is not None:
+                points[tag].append((row["step"], to_float(value)))
+    columns = {tag: np.array(points[tag], np.float64).T for tag in sorted(points) if points[tag]}
+    return {tag: (steps, values) for tag, (steps, values) in columns.items() if np.isfinite(values).any()}
+
+
+def draw_chart(panel: Panel, columns: Mapping[str, Column], last_step: int) -> Chart | None:
+    """One chart, or None where there is nothing to show.
 
     Args:
         panel: what to show.
-        rows: as in `draw_charts`.
+        columns: from `collect`.
         last_step: where the axis of steps ends.
     """
     series = [
-        (label, *thin(steps, values * panel.factor))
-        for label, steps, values in collect(panel, rows)
-        if np.isfinite(values).any()
+        (label or tag.rpartition("/")[2].replace("_", " "), *thin(steps, values * panel.factor))
+        for pattern, label in panel.lines
+        for tag, (steps, values) in columns.items()
+        if fnmatchcase(tag, pattern)
     ]
     if not series:
         return None
-    lines = tuple(
-        Line(label, COLOURS[index % len(COLOURS)], len(steps) <= 12, _finite(values)[-1])
-        for index, (label, steps, values) in enumerate(series)
-    )
-    described = "; ".join(
-        f"{label}: {_finite(values)[0]:.4g} at first, {_finite(values)[-1]:.4g} at last"
-        for label, _, values in series
-    )
-    return Chart(panel.title, lines, f"{panel.title} over the steps. {described}.", _draw(panel, series, lines, last_step))
-
-
-def collect(panel: Panel, rows: Sequence[Row]) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """(label, steps float64 [n], values float64 [n]) of each line of a panel that occurs, NaN for gaps."""
-    tags = sorted({tag for row in rows for tag in row if not tag.endswith("_std")})
-    named = [
-        (tag, label or tag.rpartition("/")[2].replace("_", " "))
-        for pattern, label in panel.lines
-        for tag in tags
-        if fnmatchcase(tag, pattern)
-    ]
-    found = []
-    for tag, label in named:
-        points = [(row["step"], to_float(row[tag])) for row in rows if tag in row]
-        steps, values = np.array(points, np.float64).T
-        found.append((label, steps, values))
-    return found
+    lines, described = [], []
+    for index, (label, _, values) in enumerate(series):
+        finite = _finite(values)
+        colour = COLOURS[index % len(COLOURS)]
+        lines.append(Line(label, colour, len(values) <= FEW_POINTS, float(finite[-1])))
+        described.append(f"{label} from {finite[0]:.4g} to {finite[-1]:.4g}")
+    description = f"{panel.title}, up to step {last_step:,}: {'; '.join(described)}."
+    return Chart(panel.title, tuple(lines), description, _draw(panel, series, lines, last_step))
 
 
 def to_float(value: Any) -> float:
@@ -268,6 +271,7 @@ def _draw(
         "svg.fonttype": "none",
         "svg.hashsalt": "regvq_jax",
         "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],
         "font.size": 9,
         "axes.edgecolor": "#888888",
         "text.color": "#333333",
@@ -276,14 +280,18 @@ def _draw(
         "ytick.color": "#333333",
     }
     with matplotlib.rc_context(style):
-        figure = Figure(SIZE, facecolor="white")
-        axes = figure.add_axes(FRAME)
+        figure = Figure(SIZE, facecolor="white", layout="constrained")
+        axes = figure.subplots()
         for (_, steps, values), line in zip(series, lines, strict=True):
-            marker = "o" if line.dotted else ""
-            axes.plot(steps, values, marker, ls="-", color=line.colour, linewidth=1.4, markersize=4)
+            marker = "o" if line.dotted else None
+            axes.plot(steps, values, marker=marker, color=line.colour, linewidth=1.4, markersize=4)
         every = np.concatenate([_finite(values) for _, _, values in series])
         if panel.logarithmic and every.min() > 0 and every.max() > WIDE_RANGE * every.min():
             axes.set_yscale("log")
+            parts = (1, 2, 5) if every.max() < 100 * every.min() else (1,)
+            axes.yaxis.set_major_locator(LogLocator(subs=parts, numticks=8))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
         else:
             axes.ticklabel_format(axis="y", useOffset=False, style="plain")
             axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -296,5 +304,6 @@ def _draw(
         axes.grid(color="#e4e4e4", linewidth=0.6)
         axes.set_axisbelow(True)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=metadata)
     return buffer.getvalue()

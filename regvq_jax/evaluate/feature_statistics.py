@@ -1,6 +1,8 @@
 """Mean and covariance of features that are never held all at once, in float64, exact in any split."""
 
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
@@ -111,7 +113,8 @@ def load_statistics(path: str | os.PathLike) -> tuple[FeatureStatistics, dict[st
             names = content.files
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except ValueError as error:
+    # What is no archive, one array, or was cut off or damaged.
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is no .npz file of statistics ({error}).") from error
     if "mu" not in arrays or "sigma" not in arrays:
         raise UserError(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -20,7 +19,7 @@ from regvq_jax.evaluate.protocols import Extractor
 from regvq_jax.files import cache_dir, report_write_errors
 from regvq_jax.progress import Progress, log
 
-# So many features are kept for what needs pairs of them (KID, precision, neighbours): as ADM's evaluator does.
+# So many features are kept for what needs pairs of them (KID, precision, neighbours), as by ADM's evaluator.
 MAX_KEPT = 10_000
 # Of what is kept on the disk; another number makes it anew.
 _FORMAT = 1
@@ -36,6 +35,7 @@ class ImageSet:
         batches: starts one pass over them, in order: {"image": uint8 [B, H, W, 3], "valid": bool [B],
             "index": int [B]}, this process's part.
         identity: all that decides their pixels; {} = their features are not kept for other runs.
+        image_at: an image by index, uint8 [H, W, 3]; None = they come in batches only.
         element_name: what an image is called, by index.
     """
 
@@ -43,6 +43,7 @@ class ImageSet:
     count: int
     batches: Callable[[], Iterator[dict[str, np.ndarray]]]
     identity: dict[str, str | int] = dataclasses.field(default_factory=dict)
+    image_at: Callable[[int], np.ndarray] | None = None
     element_name: Callable[[int], str] = str
 
 
@@ -51,7 +52,7 @@ class Features(NamedTuple):
 
     Attributes:
         statistics: of all of them.
-        kept: float32 [M, D], the features of some, evenly spread over the set; [0, D] for imported statistics.
+        kept: float32 [M, D], the features of some, spread over the set; [0, D] for imported statistics.
         indices: int64 [M], whose they are.
         class_sums: for Inception Score; None without logits.
     """
@@ -84,15 +85,9 @@ class Collector:
             name_fn: what an image is called, by index, for messages.
         """
         self._extractor, self._mesh, self._name_fn = extractor, mesh, name_fn
-        self._params = jax.device_put(extractor.params, sharding.replicated(mesh))
-        self._extract = jax.jit(_extract, static_argnums=0, out_shardings=sharding.batch_sharding(mesh))
         self._is_kept = np.zeros(count, bool)
         self._is_kept[spread(count, max_kept)] = True
         self._split = inception_score.split_of_images(count)
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets all images."""
         self._statistics = empty_statistics(self._extractor.num_features)
         self._kept: list[np.ndarray] = []
         self._indices: list[np.ndarray] = []
@@ -109,13 +104,13 @@ class Collector:
         Raises:
             UserError: features that are not finite; names the image.
         """
-        out = self._extract(self._extractor, self._params, images)
+        out = self._extractor.compiled(self._mesh)(images)
         local = {name: _local_rows(x) for name, x in out.items()}
         if not local["finite"][valid].all():
             bad = int(index[valid][~local["finite"][valid]][0])
             raise UserError(
-                f"The features of image {self._name_fn(bad)} under {self._extractor.name} are not finite; look "
-                "at the image, and at the weights."
+                f"The features of image {self._name_fn(bad)} under {self._extractor.name} are not finite; "
+                "look at the image, and at the weights."
             )
         valid_everywhere = sharding.put_batch({"valid": valid}, self._mesh)["valid"]
         self._statistics = update(self._statistics, out["features"], valid_everywhere)
@@ -137,11 +132,6 @@ class Collector:
                 sums = jax.tree.map(lambda x: multihost_utils.process_allgather(x).sum(0), sums)
         order = np.argsort(indices)
         return Features(jax.device_get(self._statistics), kept[order], indices[order], sums)
-
-
-def _extract(extractor: Extractor, params, images: jax.Array) -> dict[str, jax.Array]:
-    out = extractor(params, images)
-    return out | {"finite": jnp.isfinite(out["features"]).all(1)}
 
 
 def _local_rows(x: jax.Array) -> np.ndarray:
@@ -217,7 +207,8 @@ def _read(path) -> Features:
             arrays = {name: content[name] for name in content.files}
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete it, it will be made again.") from error
-    sums = {name: arrays.pop(f"sums_{name}") for name in inception_score.ClassSums._fields if f"sums_{name}" in arrays}
+    fields = inception_score.ClassSums._fields
+    sums = {name: arrays[f"sums_{name}"] for name in fields if f"sums_{name}" in arrays}
     statistics = FeatureStatistics(arrays["count"], arrays["mean"], arrays["m2"])
     return Features(
         statistics, arrays["kept"], arrays["indices"], inception_score.ClassSums(**sums) if sums else None

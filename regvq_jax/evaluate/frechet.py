@@ -9,9 +9,9 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """|mean_a - mean_b|^2 + tr(A) + tr(B) - 2 tr((A B)^1/2) of the covariances A and B.
 
     The last trace is the sum of the singular values of A^1/2 B^1/2, whose squares are the eigenvalues of
-    A^1/2 B A^1/2. Both roots come from symmetric eigenvalues, of which those that are nothing but rounding are
-    left out: a covariance of fewer features than dimensions has many, and the square root would make
-    1e-16 to 1e-8, a thousand times over.
+    A^1/2 B A^1/2. Both roots come from symmetric eigenvalues, of which those that are nothing but rounding
+    are left out: a covariance of fewer features than dimensions has many, and a square root turns 1e-16
+    into 1e-8, a thousand times over.
 
     Args:
         a, b: of features of the same network.

@@ -1,4 +1,4 @@
-"""Kernel distances between two sets of features: KID (Binkowski et al. 2018) and CMMD (Jayasumana et al. 2024)."""
+"""Kernel distances of features: KID (Binkowski et al. 2018) and CMMD (Jayasumana et al. 2024)."""
 
 import numpy as np
 

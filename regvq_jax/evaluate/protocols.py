@@ -10,10 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from regvq_jax import sharding
 from regvq_jax.errors import UserError
 from regvq_jax.evaluate import resizing
 from regvq_jax.files import local_copy
-from regvq_jax.interop import vision_weights
+from regvq_jax.interop import efficientnet_weights, vision_weights
 from regvq_jax.interop.inception_weights import load_inception
 from regvq_jax.settings import did_you_mean
 
@@ -55,19 +56,28 @@ def _load_packaged(weights: str) -> tuple[nn.Module, PyTree, str]:
             f"The protocol efficientnet_lite0 has weights of its own: leave {weights} away, or name the "
             "protocol that the file is for."
         )
-    module, params = vision_weights.load_efficientnet_lite0()
-    return module, params, vision_weights.EFFICIENTNET_SHA256
+    module, params = efficientnet_weights.load_efficientnet_lite0()
+    return module, params, efficientnet_weights.EFFICIENTNET_SHA256
 
 
-def _load_named(load_fn: Callable, name: str, file: str, weights: str) -> tuple[nn.Module, PyTree, str]:
+def _load_named(
+    load_fn: Callable, name: str, num_features: int, file: str, weights: str
+) -> tuple[nn.Module, PyTree, str]:
     """A network whose weights the user has to bring."""
     if not weights:
         raise UserError(
-            f"The protocol {name} needs a file of weights that cannot be packaged: fetch {file} and give it as "
-            f"--weights=FILE, or in a config as protocols=('{name}@FILE',)."
+            f"The protocol {name} needs a file of weights that cannot be packaged: fetch {file} and give it "
+            f"as --weights=FILE, or in a config as protocols=('{name}@FILE',)."
         )
     path = local_copy(weights)
     module, params = load_fn(path)
+    image = jax.ShapeDtypeStruct((1, PROTOCOLS[name].size, PROTOCOLS[name].size, 3), jnp.float32)
+    found = jax.eval_shape(module.apply, {"params": params}, image)["features"].shape[1]
+    if found != num_features:
+        raise UserError(
+            f"{weights} gives {found} features, and {name} has {num_features}: it is of another size of that "
+            f"network; fetch {file}."
+        )
     return module, params, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -102,24 +112,26 @@ PROTOCOLS = {
     ),
     **{
         name: Protocol(
-            name, partial(_load_named, vision_weights.load_dinov2, name, f"{name}_pretrain.pth"), 224,
-            resizing.pillow_bicubic, _bytes(IMAGENET_MEAN), _bytes(IMAGENET_STD),
+            name,
+            partial(_load_named, vision_weights.load_dinov2, name, num_features, f"{name}_pretrain.pth"),
+            224, resizing.pillow_bicubic, _bytes(IMAGENET_MEAN), _bytes(IMAGENET_STD),
             "Pillow bicubic to 224 in float, clipped, ImageNet's mean and deviation", clip=True,
         )
-        for name in ("dinov2_vitb14", "dinov2_vitl14")
+        for name, num_features in (("dinov2_vitb14", 768), ("dinov2_vitl14", 1024))
     },
     "clip_vitl14_336": Protocol(
         "clip_vitl14_336",
         partial(
-            _load_named, vision_weights.load_clip_vision, "clip_vitl14_336",
+            _load_named, vision_weights.load_clip_vision, "clip_vitl14_336", 768,
             "model.safetensors of openai/clip-vit-large-patch14-336",
         ),
-        336, resizing.half_pixel_bicubic, _bytes(CLIP_MEAN), _bytes(CLIP_STD), "bicubic to 336 without antialiasing, CLIP's mean and deviation",
+        336, resizing.half_pixel_bicubic, _bytes(CLIP_MEAN), _bytes(CLIP_STD),
+        "bicubic to 336 without antialiasing, CLIP's mean and deviation",
     ),
 }  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Extractor:
     """A protocol with its weights.
 
@@ -163,6 +175,23 @@ class Extractor:
             pixels = jnp.clip(pixels, 0.0, 255.0)
         pixels = (pixels - jnp.array(protocol.shift)) / jnp.array(protocol.scale)
         return self.module.apply({"params": params}, pixels)
+
+    def compiled(self, mesh: jax.sharding.Mesh) -> Callable[[jax.Array], dict[str, jax.Array]]:
+        """The features of batches that are split over a mesh, with "finite": bool [B]; compiled once."""
+        if mesh not in self._compiled:
+            self._compiled[mesh] = partial(
+                jax.jit(self._with_check, out_shardings=sharding.batch_sharding(mesh)),
+                jax.device_put(self.params, sharding.replicated(mesh)),
+            )
+        return self._compiled[mesh]
+
+    @cached_property
+    def _compiled(self) -> dict[jax.sharding.Mesh, Callable]:
+        return {}
+
+    def _with_check(self, params: PyTree, images: jax.Array) -> dict[str, jax.Array]:
+        out = self(params, images)
+        return out | {"finite": jnp.isfinite(out["features"]).all(1)}
 
     @cached_property
     def num_features(self) -> int:

@@ -1,7 +1,6 @@
 """How well a tokenizer rebuilds a whole data set, and how much of its codebook that takes."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from typing import Any
 
@@ -14,6 +13,9 @@ from regvq_jax import losses, sharding
 from regvq_jax.data.ranges import to_uint8, to_unit_range
 from regvq_jax.evaluate import sheets
 from regvq_jax.evaluate.codebook import codebook_report, count_codes, perplexity, usage
+from regvq_jax.evaluate.distances import Judge
+from regvq_jax.evaluate.features import ImageSet
+from regvq_jax.evaluate.paired import psnr, ssim
 from regvq_jax.evaluate.result import Evaluation
 from regvq_jax.interop.perceptual_weights import load_lpips
 from regvq_jax.models.quantizer import IMPLICIT_KINDS
@@ -22,42 +24,34 @@ from regvq_jax.models.tokenizer import ImageTokenizer
 PyTree = Any
 
 
-def psnr(images: jax.Array, reconstructions: jax.Array) -> jax.Array:
-    """Peak signal-to-noise ratio of each image.
-
-    Args:
-        images: uint8 [B, H, W, 3].
-        reconstructions: uint8 [B, H, W, 3].
-
-    Returns:
-        float32 [B] in dB, for a peak of 255; an exact copy counts as an error of 0.01 grey levels.
-    """
-    difference = images.astype(jnp.float32) - reconstructions.astype(jnp.float32)
-    squared_error = jnp.mean(difference**2, axis=(1, 2, 3))
-    return 10.0 * jnp.log10(255.0**2 / jnp.maximum(squared_error, 1e-4))
-
-
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
     """Evaluator: encode with best-matching codes, decode, round to uint8, compare; over the whole set.
 
     Attributes:
         model: the tokenizer network.
-        batches: starts one pass over the set: {"image": uint8 [B, H, W, 3], "valid": bool [B]}.
+        images: the set; what is rebuilt is compared with the same crops.
         every_steps: how often.
         num_shown: images on the sheet.
         lpips: also measure LPIPS with this network, "vgg16" or "alexnet"; "" = do not.
+        protocols: also measure rFID and its like under these, see `protocols.make_extractor`.
     """
 
     model: ImageTokenizer
-    batches: Callable[[], Iterator[dict[str, np.ndarray]]]
+    images: ImageSet
     every_steps: int = 1000
     num_shown: int = 16
     lpips: str = ""
+    protocols: tuple[str, ...] = ()
     name: str = dataclasses.field(default="reconstruction", init=False)
 
     def __post_init__(self):
-        self._lpips  # noqa: B018 - weights that are missing are missed before the training, not after it.
+        # Weights that are missing are missed before the training, not after it.
+        self._lpips, self._judge  # noqa: B018
+
+    @cached_property
+    def _judge(self) -> Judge:
+        return Judge(self.protocols, self.images)
 
     @cached_property
     def _lpips(self) -> tuple[Any, PyTree]:
@@ -82,19 +76,21 @@ class Reconstruction:
         return self.model.apply({"params": params}, method="code_vectors")
 
     def __call__(self, ema: dict[str, PyTree], frozen: PyTree, mesh: jax.sharding.Mesh) -> Evaluation:
-        """Metrics `eval/reconstruction/{l1,psnr,lpips,images}` and `codebook/{usage,perplexity,tokens}`.
+        """Metrics `eval/reconstruction/{l1,psnr,ssim,lpips,images}`, `codebook/{usage,perplexity,tokens}`.
 
-        L1 is in units of images in [-1, 1], PSNR in dB, perplexity in codes. The record `codebook` lists how
-        often each code occurs, and the dead ones.
+        L1 is in units of images in [-1, 1], PSNR in dB, perplexity in codes. With `protocols` there are
+        `eval/reconstruction/` figures of `distances.compare`, too. The record `codebook` lists how often each
+        code occurs, and the dead ones.
         """
         whole = sharding.replicated(mesh)
         lpips_params = self._lpips_params(mesh)
         totals, shown = None, []
-        for batch in self.batches():
+        judging = self._judge.start(mesh, self.images.count, "reconstruction {}".format)
+        for batch in self.images.batches():
             images = batch["image"]
-            sums, reconstructions = self._evaluate_batch(
-                ema["tokenizer"], lpips_params, sharding.put_batch(batch, mesh)
-            )
+            device_batch = sharding.put_batch({name: batch[name] for name in ("image", "valid")}, mesh)
+            sums, reconstructions = self._evaluate_batch(ema["tokenizer"], lpips_params, device_batch)
+            judging.add(reconstructions, batch["valid"], batch["index"])
             sums = jax.device_get(sums)
             totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
             if sum(map(len, shown)) < self.num_shown:
@@ -102,16 +98,16 @@ class Reconstruction:
                 shown.append(np.stack([images, local], axis=1)[batch["valid"]])
 
         counts = totals["code_counts"]
-        metrics = {
-            "eval/reconstruction/l1": float(totals["l1"] / totals["images"]),
-            "eval/reconstruction/psnr": float(totals["psnr"] / totals["images"]),
+        means = {name: float(totals[name] / totals["images"]) for name in ("l1", "psnr", "ssim")}
+        if self.lpips:
+            means[f"lpips_{self.lpips}"] = float(totals["lpips"] / totals["images"])
+        verdict = judging.finish()
+        metrics = {f"eval/reconstruction/{name}": x for name, x in (means | verdict.metrics).items()} | {
             "eval/reconstruction/images": float(totals["images"]),
             "codebook/usage": usage(counts),
             "codebook/perplexity": perplexity(counts),
             "codebook/tokens": float(counts.sum()),
         }
-        if self.lpips:
-            metrics[f"eval/reconstruction/lpips_{self.lpips}"] = float(totals["lpips"] / totals["images"])
         pairs = np.concatenate(shown)[: self.num_shown]
         pictures = {
             "reconstructions": np.asarray(sheets.reconstruction_sheet(pairs[:, 0], pairs[:, 1])),
@@ -119,7 +115,9 @@ class Reconstruction:
                 sheets.codebook_chart(counts, self._drawn_codebook(ema["tokenizer"], whole))
             ),
         }
-        return Evaluation(metrics, pictures, {"codebook": codebook_report(counts)})
+        settings = {"images": self.images.name, **self.images.identity, "rounding": "uint8 before comparing"}
+        about = verdict.about(settings)
+        return Evaluation(metrics, pictures, {"codebook": codebook_report(counts)}, about)
 
     def _drawn_codebook(self, params: PyTree, whole: jax.sharding.Sharding) -> np.ndarray | None:
         """The code vectors, where they are learned; gathered, as fsdp may have split them."""
@@ -145,7 +143,7 @@ def evaluate_batch(
         batch: {"image": uint8 [B, H, W, 3], "valid": bool [B]}.
 
     Returns:
-        ({"l1", "psnr", "images", "lpips" if measured: float32 [], "code_counts": int32 [K]},
+        ({"l1", "psnr", "ssim", "images", "lpips" if measured: float32 [], "code_counts": int32 [K]},
         uint8 [B, H, W, 3]).
     """
     images, valid = batch["image"], batch["valid"]
@@ -160,6 +158,7 @@ def evaluate_batch(
     distances = {
         "l1": jnp.mean(jnp.abs(originals - rounded), axis=(1, 2, 3)),
         "psnr": psnr(images, reconstructions),
+        "ssim": ssim(images, reconstructions),
         "images": jnp.ones(valid.shape, jnp.float32),
     }
     if lpips is not None:

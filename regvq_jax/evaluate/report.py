@@ -1,4 +1,4 @@
-"""The end of a run: one table of figures, the pictures, and the paths of all that was made."""
+"""The end of a run: a page about it, one table of figures, the pictures, the paths of all that was made."""
 
 import shutil
 from pathlib import Path
@@ -7,31 +7,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from regvq_jax.evaluate.html_report import write_html
+from regvq_jax.evaluate.report_tables import ROWS, styled
 from regvq_jax.files import read_json
 from regvq_jax.metric_writers import read_jsonl
 
-# Table rows: stage, label, tag in the stage's result, format.
-ROWS = (
-    ("tokenizer", "steps", "step", "{:,.0f}"),
-    ("tokenizer", "training images/s", "perf/images_per_sec", "{:.1f}"),
-    ("tokenizer", "held-out images", "eval/reconstruction/images", "{:,.0f}"),
-    ("tokenizer", "reconstruction L1, images in [-1, 1]", "eval/reconstruction/l1", "{:.4f}"),
-    ("tokenizer", "reconstruction PSNR, dB", "eval/reconstruction/psnr", "{:.2f}"),
-    ("tokenizer", "reconstruction LPIPS, VGG16", "eval/reconstruction/lpips_vgg16", "{:.4f}"),
-    ("tokenizer", "reconstruction LPIPS, AlexNet", "eval/reconstruction/lpips_alexnet", "{:.4f}"),
-    ("tokenizer", "codebook usage, %", "codebook/usage_percent", "{:.1f}"),
-    ("tokenizer", "codebook perplexity", "codebook/perplexity", "{:.1f}"),
-    ("map_tokenizer", "steps", "step", "{:,.0f}"),
-    ("map_tokenizer", "held-out pixel accuracy, %", "eval/map_reconstruction/accuracy_percent", "{:.1f}"),
-    ("map_tokenizer", "held-out mean IoU", "eval/map_reconstruction/miou", "{:.3f}"),
-    ("map_tokenizer", "codebook usage, %", "map_codebook/usage_percent", "{:.1f}"),
-    ("map_tokenizer", "codebook perplexity", "map_codebook/perplexity", "{:.1f}"),
-    ("prior", "steps", "step", "{:,.0f}"),
-    ("prior", "training images/s", "perf/images_per_sec", "{:.1f}"),
-    ("prior", "held-out bits a token", "eval/prior/bits_per_token", "{:.3f}"),
-    ("prior", "held-out loss, nats a token", "eval/prior/loss", "{:.3f}"),
-    ("prior", "the same, conditions shuffled", "eval/prior/loss_shuffled", "{:.3f}"),
-)
 PICTURES = (
     ("tokenizer", "reconstructions", "originals above reconstructions"),
     ("tokenizer", "codebook", "how often each code is used, and where it lies"),
@@ -42,7 +22,7 @@ MAX_HISTORY_ROWS = 8
 
 
 def write_report(workdir: Path, console: Console | None = None) -> list[Path]:
-    """Copies the last pictures to the top of the workdir, prints the table and all paths.
+    """Writes report.html, copies the last pictures to the top of the workdir, prints the table and all paths.
 
     Args:
         workdir: of a run with at least one finished training.
@@ -59,11 +39,11 @@ def write_report(workdir: Path, console: Console | None = None) -> list[Path]:
     }
     table = Table("stage", "figure", "value", title=f"What {workdir.name} has learned")
     for stage, label, tag, style in ROWS:
-        values = dict(results.get(stage, {}))
         # Shares are read more easily in percent.
-        values |= {f"{name}_percent": 100 * value for name, value in values.items()}
-        if tag in values:
-            table.add_row(stage, label, style.format(values[tag]))
+        plain = tag.removesuffix("_percent")
+        if plain in results.get(stage, {}):
+            value = styled(results[stage][plain], style, 100.0 if plain != tag else 1.0)
+            table.add_row(stage, label, value)
     console.print(table)
     if (workdir / "tokenizer" / "metrics.jsonl").exists():
         console.print(codebook_history(workdir / "tokenizer" / "metrics.jsonl"))
@@ -83,6 +63,7 @@ def write_report(workdir: Path, console: Console | None = None) -> list[Path]:
         paths[workdir / stage] = f"TensorBoard: tensorboard --logdir={workdir / stage}"
     if (workdir / "tokens").exists():
         paths[workdir / "tokens"] = "token cache"
+    paths = {write_html(workdir): "all of this on one page"} | paths
     for path, meaning in paths.items():
         console.print(f"{path}  ({meaning})", highlight=False)
     return list(paths)

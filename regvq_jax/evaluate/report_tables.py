@@ -1,9 +1,9 @@
-"""The figures of a run for people: with what they are called, how many digits say something, how they were measured."""
+"""The figures of a run for people: what they are called, their digits, and how they were measured."""
 
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from regvq_jax.workdir import flatten
@@ -38,12 +38,12 @@ METHODS = {
     "eval/reconstruction/psnr": "mean over images, after rounding to 8 bits",
     "eval/reconstruction/lpips_vgg16": "LPIPS v0.1, mean over images",
     "eval/reconstruction/lpips_alexnet": "LPIPS v0.1, mean over images",
-    "codebook/usage": "share of the codes that occur in the held-out images at all",
-    "codebook/perplexity": "exp of the entropy of the held-out images' codes: 1 = one code, all codes = evenly used",
+    "codebook/usage": "share of the codes that occur at all",
+    "codebook/perplexity": "exp of the entropy of the codes: their number where all are used evenly",
     "eval/map_reconstruction/accuracy": "share of right pixels",
     "eval/map_reconstruction/miou": "mean over the classes that occur",
-    "map_codebook/usage": "share of the codes that occur in the held-out maps at all",
-    "map_codebook/perplexity": "exp of the entropy of the held-out maps' codes",
+    "map_codebook/usage": "share of the codes that occur at all",
+    "map_codebook/perplexity": "exp of the entropy of the codes",
     "eval/prior/bits_per_token": f"-log2 p; {_BOUND}",
     "eval/prior/loss": f"-log p; {_BOUND}",
     "eval/prior/loss_shuffled": "each image judged with the condition of another: how much conditions tell",
@@ -56,6 +56,10 @@ NAMES = {
     "is": "Inception Score",
     "inception_score": "Inception Score",
     "psnr": "PSNR, dB",
+    "images": "images",
+    "bits_per_token": "bits a token",
+    "loss": "loss, nats a token",
+    "loss_shuffled": "the same, conditions shuffled",
     "ssim": "SSIM",
     "l1": "L1, images in [-1, 1]",
     "miou": "mean IoU",
@@ -111,14 +115,6 @@ class Table(NamedTuple):
     details: dict[str, list[tuple[str, str]]]
 
 
-class Card(NamedTuple):
-    """A figure of the strip at the top: what it is, its value, and a word on it."""
-
-    label: str
-    value: str
-    note: str
-
-
 def show(value: Any) -> str:
     """A value of a JSON file as people write it.
 
@@ -141,7 +137,9 @@ def show(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def stage_table(stage: str, title: str, result: Mapping[str, Any], elsewhere: Iterable[str] = ()) -> Table | None:
+def stage_table(
+    stage: str, title: str, result: Mapping[str, Any], elsewhere: Iterable[str] = ()
+) -> Table | None:
     """What a training's last evaluation said, without the figures that an evaluation of its own has.
 
     Args:
@@ -150,25 +148,29 @@ def stage_table(stage: str, title: str, result: Mapping[str, Any], elsewhere: It
         result: its result.json, numbers by tag.
         elsewhere: tags that another table shows.
     """
-    percent = {f"{tag}_percent": value for tag, value in result.items()}
-    figures = [
-        Group("", METHODS.get(plain := tag.removesuffix("_percent"), ""), [_figure(plain, label, style, tag, result)])
-        for of, label, tag, style in ROWS
-        if of == stage and (tag in result or tag in percent) and tag.removesuffix("_percent") not in elsewhere
-    ]
+    groups = []
+    for of, label, tag, style in ROWS:
+        # Shares are read more easily in percent.
+        plain = tag.removesuffix("_percent")
+        if of == stage and plain in result and plain not in elsewhere:
+            text = styled(result[plain], style, 100.0 if tag != plain else 1.0)
+            groups.append(Group("", METHODS.get(plain, ""), [Figure(label, text, plain)]))
     about = "The last evaluation of the training: held-out data, averaged parameters"
     if stage != "prior":
         about += ", best-matching codes"
     if "seconds" in result:
         about += f". Training took {duration(result['seconds'])}"
-    return Table(stage, title, f"{about}.", [], figures, {}) if figures else None
+    return Table(stage, title, f"{about}.", [], groups, {}) if groups else None
 
 
-def _figure(plain: str, label: str, style: str, tag: str, result: Mapping[str, Any]) -> Figure:
-    return Figure(label, _styled(result[plain], style, 100.0 if tag.endswith("_percent") else 1.0), plain)
+def styled(value: Any, style: str, factor: float = 1.0) -> str:
+    """A figure, or "nan", in a format such as "{:.2f}"; what is no number as it is.
 
-
-def _styled(value: Any, style: str, factor: float = 1.0) -> str:
+    Args:
+        value: from a JSON file.
+        style: the format.
+        factor: the figure is shown times this.
+    """
     try:
         return style.format(factor * float(value))  # float reads "nan", too.
     except (TypeError, ValueError):
@@ -199,21 +201,24 @@ def evaluation_table(name: str, record: Mapping[str, Any]) -> Table:
         parts.append(f"took {duration(record['seconds'])}")
     about = ", ".join(parts).capitalize() + "." * bool(parts)
     warnings = record.get("warnings") or []
-    details = {part: rows for part in ("settings", "protocols", "versions") if (rows := list_values(record.get(part)))}
+    warnings = warnings if isinstance(warnings, list) else [warnings]
+    details = {part: list_values(record.get(part)) for part in ("settings", "protocols", "versions")}
+    details = {part: values for part, values in details.items() if values}
     title = name.replace("_", " ").capitalize()
     return Table(name, title, about, [str(x) for x in warnings], list(groups.values()), details)
 
 
 def _measured(tag: str, value: Any, deviation: Any, protocol: str) -> Figure:
-    stem = re.sub(rf"(^|_){_slug(protocol)}(?=_|$)", "", _slug(tag.rpartition("/")[2])).strip("_") if protocol else ""
-    percent = f"{tag}_percent"
-    if tag in _EXACT or percent in _EXACT:
-        label, style = _EXACT[percent if percent in _EXACT else tag]
-        text = _styled(value, style, 100.0 if percent in _EXACT else 1.0)
-    else:
-        stem = stem or tag.rpartition("/")[2]
-        label, text = NAMES.get(stem, stem.replace("_", " ")), show(value)
-    return Figure(label, text if deviation is None else f"{text} ± {show(deviation)}", tag)
+    *path, last = tag.split("/")
+    stem = f"_{_slug(last)}_".replace(f"_{_slug(protocol)}_", "_").strip("_") if protocol else last
+    percent = f"{tag}_percent" in _EXACT
+    label, style = _EXACT.get(f"{tag}_percent" if percent else tag, (stem.replace("_", " "), ""))
+    text = styled(value, style, 100.0 if percent else 1.0) if style else show(value)
+    if deviation is not None:
+        text += f" ± {styled(deviation, '{:.2g}', 100.0 if percent else 1.0)}"
+    # What stands between the evaluation and the figure tells the points of a sweep apart.
+    label = ", ".join([*path[2:], NAMES.get(stem, label)])
+    return Figure(label, text, tag)
 
 
 def protocol_of(tag: str, protocols: Iterable[str]) -> str:
@@ -245,8 +250,10 @@ def describe(protocol: Any) -> str:
 
 
 def list_values(tree: Any) -> list[tuple[str, str]]:
-    """(dotted name, text) of every leaf of nested mappings, in their order; () for nothing at all."""
-    return [(name, show(value)) for name, value in flatten(tree).items()] if tree not in (None, {}, [], "") else []
+    """(dotted name, text) of every leaf of nested mappings, in their order; of nothing, nothing."""
+    if tree in (None, "", [], {}):
+        return []
+    return [(name, show(value)) for name, value in flatten(tree).items()]
 
 
 def _mapping(record: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -255,59 +262,11 @@ def _mapping(record: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def duration(seconds: Any) -> str:
-    """Seconds in the unit that people would use: "74 s", "12 min", "5.2 h"."""
-    seconds = float(seconds)
+    """Seconds in the unit that people would use: "74.2 s", "12.0 min", "5.2 h"."""
+    try:
+        seconds = float(seconds)
+    except (TypeError, ValueError):
+        return show(seconds)
     if seconds < 120:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-# What people look for first, in this order: label, pattern of its tag, factor, format, note.
-_CARDS = (
-    ("PSNR", r"eval/reconstruction/psnr", 1, "{:.2f}", "dB, held-out"),
-    ("Codebook usage", r"codebook/usage", 100, "{:.1f} %", ""),
-    ("Perplexity", r"codebook/perplexity", 1, "{:,.1f}", ""),
-    ("rFID", r"eval/reconstruction/fid_(.+)", 1, "{:.2f}", ""),
-    ("rFD", r"eval/reconstruction/fd_(.+)", 1, "{:.4g}", ""),
-    ("gFID", r"eval/(?:generation|samples)/fid_(.+)", 1, "{:.2f}", ""),
-    ("gFD", r"eval/(?:generation|samples)/fd_(.+)", 1, "{:.4g}", ""),
-    ("Bits a token", r"eval/prior/bits_per_token", 1, "{:.3f}", "held-out"),
-)
-# What fills the strip where there are few of those.
-_SPARE_CARDS = (
-    ("Mean IoU of maps", r"eval/map_reconstruction/miou", 1, "{:.3f}", "held-out"),
-    ("Right map pixels", r"eval/map_reconstruction/accuracy", 100, "{:.1f} %", "held-out"),
-    ("LPIPS", r"eval/reconstruction/lpips_(.+)", 1, "{:.4f}", ""),
-    ("L1", r"eval/reconstruction/l1", 1, "{:.4f}", "images in [-1, 1]"),
-    ("Nats a token", r"eval/prior/loss", 1, "{:.3f}", "held-out"),
-    ("Shuffled conditions", r"eval/prior/loss_shuffled", 1, "{:.3f}", "nats a token"),
-)
-_FEWEST, _MOST = 4, 6
-
-
-def summarize(metrics: Mapping[str, Any], codebook_size: int | None) -> list[Card]:
-    """The strip at the top: four to six figures, where there are as many.
-
-    Args:
-        metrics: all figures of the run by tag, in order of preference.
-        codebook_size: K, None where it is not known.
-    """
-    cards = _find_cards(_CARDS, metrics, codebook_size)
-    labels = {card.label for card in cards}
-    cards = [card for card in cards if not (card.label.endswith("FD") and f"{card.label[0]}FID" in labels)][:_MOST]
-    return cards + _find_cards(_SPARE_CARDS, metrics, None)[: max(0, _FEWEST - len(cards))]
-
-
-def _find_cards(wanted: Sequence[tuple], metrics: Mapping[str, Any], codebook_size: int | None) -> list[Card]:
-    cards = []
-    for label, pattern, factor, style, note in wanted:
-        for tag, value in metrics.items():
-            match = re.fullmatch(pattern, tag)
-            if match and not tag.endswith("_std"):
-                if match.groups():
-                    note = match[1].replace("_", " ")
-                elif codebook_size and tag.startswith("codebook/"):
-                    note = f"of {codebook_size:,} codes"
-                cards.append(Card(label, _styled(value, style, factor), note))
-                break
-    return cards

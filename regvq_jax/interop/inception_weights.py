@@ -106,8 +106,8 @@ def _read_once(weights: str) -> tuple[dict[str, np.ndarray], str, str]:
     allowed = (wanted.lower(),) if wanted else tuple(FILES.values())
     if not digest.startswith(allowed):
         raise UserError(
-            f"{path} has the sha256 {digest[:16]}..., but FID's weights begin with {' or '.join(set(allowed))}: "
-            f"fetch the file again ({MIRRORS[0] if MIRRORS else 'from where you had it'}), or, to use these "
+            f"{path} has the sha256 {digest[:16]}..., but FID's begins with {' or '.join(set(allowed))}: fetch "
+            f"the file again ({MIRRORS[0] if MIRRORS else 'from where you had it'}), or, to use these "
             f'on purpose, add "#sha256={digest[:16]}" to its name; the figures are then nobody else\'s.'
         )
     copy = kept / f"inception-{digest}.safetensors"

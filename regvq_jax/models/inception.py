@@ -70,7 +70,7 @@ def _average(x: jax.Array) -> jax.Array:
 
 
 def _chain(conv: Conv, x: jax.Array, name: str, layers: Sequence[tuple]) -> jax.Array:
-    """Convolutions `name_1`, `name_2`, ... one after the other; layers are (width, kernel, padding, stride)."""
+    """Convolutions `name_1`, `name_2`, ... in a row; layers are (width, kernel, padding, stride)."""
     for index, (width, *rest) in enumerate(layers, 1):
         kernel, padding, stride = (*rest, *(1, 0, 1)[len(rest) :])
         x = conv(x, f"{name}_{index}", width, kernel, stride, padding)

@@ -14,10 +14,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from regvq_jax.data.pipeline import evaluation_batches, make_batches
-from regvq_jax.data.sources import Source, make_source
+from regvq_jax.data.sources import Picked, Source, make_source
+from regvq_jax.data.statistics import spread
 from regvq_jax.data.transforms import Transform, keep, resize_and_crop
 from regvq_jax.errors import UserError
 from regvq_jax.evaluate import EVALUATORS
+from regvq_jax.evaluate.features import ImageSet
 from regvq_jax.interop.perceptual_weights import load_lpips, make_features
 from regvq_jax.models.discriminator import PatchDiscriminator
 from regvq_jax.models.features import RandomFeatures
@@ -140,6 +142,39 @@ def heldout_batches(source: Source, transforms: list[Transform], batch_size: int
     )
 
 
+def image_set(config: ConfigDict, split: str, batch_size: int, limit: int = 0) -> ImageSet:
+    """The images of a split, cut from the centre, for evaluators to compare with.
+
+    Args:
+        config: of the run.
+        split: "train" or "heldout".
+        batch_size: of all processes together.
+        limit: so many at most, spread over the split; 0 = all.
+    """
+    source = open_source(config, split)
+    count = len(source)
+    identity = {"source": config.data.source, "fingerprint": source.fingerprint, "split": split}
+    identity |= {"image_size": config.data.image_size, "crop": "short side to image_size, centre"}
+    if 0 < limit < count:
+        source = Picked(source, spread(count, limit))
+        identity["limit"] = count = limit
+    transforms = image_transforms(config, False)
+
+    def image_at(index: int) -> np.ndarray:
+        element = source[index]
+        for transform in transforms:
+            element = transform(element, None)
+        return element["image"]
+
+    return ImageSet(
+        name=f"{count:,} {split} images of {config.data.source} at {config.data.image_size} px",
+        count=count,
+        batches=heldout_batches(source, transforms, batch_size),
+        identity=identity,
+        image_at=image_at,
+    )
+
+
 def make_evaluators(evals: ConfigDict, field: str, **shared) -> tuple:
     """The evaluators that a config's group names, each given what it knows of `shared`."""
     evaluators = []
@@ -217,7 +252,6 @@ def make_tokenizer_trainer(config: ConfigDict) -> TokenizerTrainer:
     optim = from_config(OptimSettings, config.optim, "optim")
     model = make_image_tokenizer(config)
     features, lpips, frozen = make_feature_networks(config, loss)
-    heldout = open_source(config, "heldout")
     # The discriminator's schedule begins when it does.
     adversarial_steps = max(train.total_steps - loss.adversarial_start_step, optim.warmup_steps + 1)
     source = open_source(config, "train")
@@ -242,7 +276,7 @@ def make_tokenizer_trainer(config: ConfigDict) -> TokenizerTrainer:
             config.evals,
             "evals",
             model=model,
-            batches=heldout_batches(heldout, image_transforms(config, False), train.batch_size),
+            images=image_set(config, "heldout", train.batch_size),
         ),
     )
 

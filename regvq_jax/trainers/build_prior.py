@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from regvq_jax.conditioning.condition import INPUTS, KINDS, Condition, host_transforms
 from regvq_jax.conditioning.frozen_text import load_frozen_text
 from regvq_jax.data.captions import count_cut_captions
 from regvq_jax.data.every_caption import EveryCaption
-from regvq_jax.data.sources import Source, shuffled
+from regvq_jax.data.sources import Picked, Source, shuffled
 from regvq_jax.data.tokens import TokenSource, check_meta
 from regvq_jax.data.transforms import Transform, encode_text
 from regvq_jax.errors import UserError
-from regvq_jax.evaluate.samples import draw_tokens
+from regvq_jax.evaluate.features import ImageSet
+from regvq_jax.evaluate.samples import SampleSettings, draw_tokens
 from regvq_jax.models.attention import IMPLEMENTATIONS
 from regvq_jax.models.blocks import REMAT
 from regvq_jax.models.prior import PriorNet
@@ -160,6 +162,12 @@ def make_prior_trainer(
             tokenizer=tokenizer,
             prompts=make_prompts(config, settings, condition, heldout),
             seed=config.seed,
+            condition_batches=partial(condition_batches, config, condition, heldout, train.batch_size),
+            num_conditions=len(heldout),
+            reference_images=partial(reference_images, config, train.batch_size),
+            directory=workdir / "prior" / "drawn",
+            sampler=describe_sampler(prior, settings, facts),
+            label_classes=condition.size if condition.kind in ("map", "map_tokens") else 0,
         ),
     ), facts
 
@@ -167,6 +175,36 @@ def make_prior_trainer(
 def pair_batches(heldout: Source | TokenSource, transforms: list[Transform], batch_size: int):
     """One pass of this process over all pairs of a held-out image and one of its captions."""
     return build.heldout_batches(shuffled(EveryCaption(heldout)), transforms, batch_size)()
+
+
+def condition_batches(
+    config: ConfigDict, condition: Condition, heldout: Source | TokenSource, batch_size: int, count: int
+):
+    """One pass of this process over `count` held-out conditions, gone through again where there are fewer."""
+    # Of more captions than images each is another one; images would have to be decoded to count them.
+    several = condition.kind == "text" and count > len(heldout) and isinstance(heldout, TokenSource)
+    source = shuffled(EveryCaption(heldout) if several else heldout)
+    picked = Picked(source, np.arange(count) % len(source))
+    names = ("labels",) if condition.kind in ("map", "map_tokens") else ()
+    return build.heldout_batches(picked, prior_transforms(config, condition, names)(False), batch_size)()
+
+
+def reference_images(config: ConfigDict, batch_size: int, split: str, limit: int) -> ImageSet:
+    """`build.image_set` with its arguments in the order that `evaluate.generation` asks in."""
+    return build.image_set(config, split, batch_size, limit)
+
+
+def describe_sampler(prior: TokenPrior, settings: SampleSettings, facts: PriorFacts) -> dict[str, Any]:
+    """All that decides how tokens are drawn, besides the parameters, as JSON."""
+    sampling = dataclasses.asdict(settings)
+    del sampling["captions"]  # Of the sample sheet.
+    return {
+        "prior": type(prior).__name__,
+        "prior_settings": dataclasses.asdict(prior),
+        "sampling": sampling,
+        "condition": facts.condition,
+        "tokenizer": facts.tokenizer_hash,
+    }
 
 
 def open_source(config: ConfigDict, workdir: Path, split: str) -> Source | TokenSource:
@@ -188,13 +226,20 @@ def check_cache(cache: TokenSource, facts: PriorFacts, model: PriorNet) -> None:
     check_meta(cache.meta, directory=cache.name.removeprefix("tokens:"), **expected)
 
 
-def prior_transforms(config: ConfigDict, condition: Condition):
-    """A function of `training` that gives the transforms of a batch's elements."""
+def prior_transforms(config: ConfigDict, condition: Condition, names: tuple[str, ...] | None = None):
+    """A function of `training` that gives the transforms of a batch's elements.
+
+    Args:
+        config: of the run.
+        condition: what the network is told.
+        names: entries of a batch besides "condition"; by default what the prior learns.
+    """
     from_images = config.prior.from_images
+    if names is None:
+        names = ("image",) if from_images else ("tokens",)
 
     def transforms(training: bool) -> list[Transform]:
         crops = build.crop_transforms(config, training) if from_images else []
-        names = ("image",) if from_images else ("tokens",)
         name = INPUTS[condition.kind]
         if from_images and condition.kind == "map_tokens":
             name = "labels"  # Encoded in the step, as the image is.

@@ -5,7 +5,8 @@ import pytest
 from regvq_jax import losses, sharding
 from regvq_jax.data.ranges import to_uint8, to_unit_range
 from regvq_jax.evaluate import reconstruction
-from regvq_jax.evaluate.reconstruction import Reconstruction, psnr
+from regvq_jax.evaluate.features import ImageSet
+from regvq_jax.evaluate.reconstruction import Reconstruction
 from regvq_jax.models.imagenet import ImageNetFeatures
 from regvq_jax.models.quantizer import Quantizer
 from regvq_jax.models.tokenizer import ImageTokenizer
@@ -21,41 +22,37 @@ MODEL = ImageTokenizer(
 )
 
 
-def test_psnr_by_hand():
-    images = np.zeros((3, 2, 2, 3), np.uint8)
-    other = images.copy()
-    other[1] += 255
-    other[2, 0, 0, 0] = 120  # Mean squared error 120^2 / 12 = 1200.
-    expected = [10 * np.log10(255**2 / 1e-4), 0.0, 10 * np.log10(255**2 / 1200)]
-    np.testing.assert_allclose(psnr(images, other), expected, rtol=1e-5)
-
-
 @pytest.fixture(scope="module")
 def ema():
-    return {"tokenizer": MODEL.init(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))["params"]}
+    return {"tokenizer": MODEL.init(jax.random.key(0), np.zeros((1, 12, 12, 3), np.float32))["params"]}
 
 
-def batches_of(images, size):
+def image_set(images, size):
     def batches():
         for start in range(0, len(images), size):
             part = images[start : start + size]
             padding = np.repeat(part[-1:], size - len(part), axis=0)
-            yield {"image": np.concatenate([part, padding]), "valid": np.arange(size) < len(part)}
+            index = np.minimum(start + np.arange(size), len(images) - 1)
+            yield {
+                "image": np.concatenate([part, padding]),
+                "valid": np.arange(size) < len(part),
+                "index": index,
+            }
 
-    return batches
+    return ImageSet("test images", len(images), batches)
 
 
 def test_padding_batch_size_and_devices_change_nothing(ema, one_device_mesh):
-    images = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (11, 12, 12, 3), dtype=np.uint8)
     results = []
     for size, mesh in ((8, one_device_mesh), (16, one_device_mesh), (8, sharding.make_mesh(4, 2))):
-        evaluator = Reconstruction(MODEL, batches_of(images, size), num_shown=6)
+        evaluator = Reconstruction(MODEL, image_set(images, size), num_shown=6)
         results.append(evaluator(ema, {}, mesh))
     first = results[0].metrics
-    assert first["eval/reconstruction/images"] == 11 and first["codebook/tokens"] == 11 * 16
+    assert first["eval/reconstruction/images"] == 11 and first["codebook/tokens"] == 11 * 36
     assert 0 < first["codebook/usage"] <= 1 and 1 <= first["codebook/perplexity"] <= 16
     record = results[0].records["codebook"]
-    assert sum(record["counts"]) == 11 * 16 and len(record["dead_codes"]) == record["counts"].count(0)
+    assert sum(record["counts"]) == 11 * 36 and len(record["dead_codes"]) == record["counts"].count(0)
     for other in results[1:]:
         assert other.metrics == pytest.approx(first, rel=1e-4)
         assert set(other.images) == {"reconstructions", "codebook"}
@@ -89,7 +86,7 @@ def test_lpips_is_the_mean_over_valid_images_and_sent_to_the_devices_once(
     sent = []
     device_put = jax.device_put
     monkeypatch.setattr(jax, "device_put", lambda x, *where: sent.append(x) or device_put(x, *where))
-    evaluator = Reconstruction(MODEL, batches_of(images, 8), num_shown=1, lpips="alexnet")
+    evaluator = Reconstruction(MODEL, image_set(images, 8), num_shown=1, lpips="alexnet")
     for _ in range(2):
         metrics = evaluator(ema, {}, one_device_mesh).metrics
         assert metrics["eval/reconstruction/lpips_alexnet"] == pytest.approx(float(expected), rel=1e-3)
