@@ -29,6 +29,8 @@ class TrainedPrior(NamedTuple):
         model, params: the network.
         condition: what it is told.
         frozen: parameters that `condition` needs: "text", "map_tokenizer".
+        facts: what it goes with.
+        step: of the checkpoint.
     """
 
     prior: TokenPrior
@@ -36,6 +38,8 @@ class TrainedPrior(NamedTuple):
     params: PyTree
     condition: Condition
     frozen: dict[str, PyTree]
+    facts: PriorFacts
+    step: int
 
 
 def open_tokenizer(path: Path) -> tuple[ImageTokenizer, PyTree]:
@@ -63,7 +67,7 @@ def load_tokenizer(config: ConfigDict, workdir: Path) -> tuple[ImageTokenizer, P
     """
     if not config.tokenizer:
         model = build.make_image_tokenizer(config)
-        return model, _load_params(param_shapes(model), workdir / "tokenizer", "tokenizer", None)
+        return model, _load_params(param_shapes(model), workdir / "tokenizer", "tokenizer", None)[0]
     model, params, _ = load_tokenizer_file(Path(config.tokenizer).expanduser())
     if config.data.image_size % model.downsampling:
         raise UserError(
@@ -82,7 +86,7 @@ def load_map_tokenizer(
         UserError: it was not trained in this workdir.
     """
     model = build.make_map_tokenizer(config, num_label_classes)
-    return model, _load_params(param_shapes(model), workdir / "map_tokenizer", "tokenizer", None)
+    return model, _load_params(param_shapes(model), workdir / "map_tokenizer", "tokenizer", None)[0]
 
 
 def load_prior(
@@ -130,8 +134,8 @@ def load_prior(
         frozen["text"] = text.params
     model = build_prior.make_prior_net(config, prior, tokenizer, condition)
     shapes = build_prior.init_shapes(model, condition, frozen)
-    params = _load_params(shapes, directory, "prior", "eval/prior/loss")
-    return TrainedPrior(prior, model, params, condition, frozen)
+    params, step = _load_params(shapes, directory, "prior", "eval/prior/loss")
+    return TrainedPrior(prior, model, params, condition, frozen, facts, step)
 
 
 def read_facts(path: Path) -> PriorFacts:
@@ -140,7 +144,10 @@ def read_facts(path: Path) -> PriorFacts:
     return PriorFacts(**record | {"map_grid": tuple(record["map_grid"])})
 
 
-def _load_params(shapes: PyTree, directory: Path, network: str, best_metric: str | None) -> PyTree:
+def _load_params(
+    shapes: PyTree, directory: Path, network: str, best_metric: str | None
+) -> tuple[PyTree, int]:
+    """(parameters, step): of the best checkpoint by a metric, else of the newest."""
     if not (directory / "checkpoints").exists():
         raise UserError(
             f"{directory} holds no trained {directory.name}; run that stage first "
@@ -150,4 +157,5 @@ def _load_params(shapes: PyTree, directory: Path, network: str, best_metric: str
         directory / "checkpoints", best_metric=best_metric, best_mode="min", read_only=True
     ) as checkpoints:
         step = checkpoints.best_step() if best_metric else None
-        return checkpoints.restore_params(shapes, key=("ema", network), step=step)
+        params = checkpoints.restore_params(shapes, key=("ema", network), step=step)
+        return params, checkpoints.latest_step() if step is None else step

@@ -4,11 +4,12 @@ python -m regvq_jax.bench quantizer         quantizers at 1,024 to 65,536 codes:
 python -m regvq_jax.bench autoregressive    tokens a second with and without cached keys, and in torch
 python -m regvq_jax.bench priors RUN ...    trained priors: held-out bits a token, and seconds to draw
 python -m regvq_jax.bench data              images a second from JPEG files, against Pillow and torch
+python -m regvq_jax.bench evaluate          what FID costs: features a second, statistics, peak memory
 """
 
 from collections.abc import Sequence
 
-from regvq_jax.bench import autoregressive, data, priors, quantizer
+from regvq_jax.bench import autoregressive, data, evaluate, priors, quantizer
 from regvq_jax.command_line import Parser, run_command
 
 BENCHMARKS = {
@@ -16,6 +17,7 @@ BENCHMARKS = {
     "autoregressive": autoregressive.main,
     "priors": priors.main,
     "data": data.main,
+    "evaluate": evaluate.main,
 }
 
 

@@ -41,8 +41,8 @@ def check_count(count: int, what: str) -> None:
     """Raises UserError where there are too few images for any figure."""
     if count < MIN_IMAGES:
         raise UserError(
-            f"{what}: {count} image(s) are too few to compare; at least {MIN_IMAGES} are needed of each side, "
-            f"and FID is biased below {UNBIASED_FROM:,}."
+            f"{what}: {count} image(s) are too few to compare; each side needs at least {MIN_IMAGES}, and "
+            f"FID is biased below {UNBIASED_FROM:,}."
         )
 
 
@@ -66,8 +66,8 @@ def compare(real: Features, fake: Features, extractor: Extractor) -> Comparison:
     metrics = {frechet: frechet_distance(real.statistics, fake.statistics)}
     if min(known) < UNBIASED_FROM:
         warnings.append(
-            f"{frechet} of {min(known):,} images is biased upwards, as it is below {UNBIASED_FROM:,}: compare "
-            f"it with figures of the same counts only, and look at kid_{tag}, which is not biased."
+            f"{frechet} of {min(known):,} images is biased upwards, as it is below {UNBIASED_FROM:,}: "
+            f"compare it with figures of the same counts only, and look at kid_{tag}, which is not biased."
         )
     about = dict(counts)
     if len(real.kept):

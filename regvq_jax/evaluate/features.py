@@ -46,6 +46,12 @@ class ImageSet:
     image_at: Callable[[int], np.ndarray] | None = None
     element_name: Callable[[int], str] = str
 
+    @property
+    def shape(self) -> str:
+        """Width x height of the first image; they are all of one size."""
+        height, width, _ = self.image_at(0).shape
+        return f"{width}x{height}"
+
 
 class Features(NamedTuple):
     """What is known of a set of images under one protocol.
@@ -148,15 +154,27 @@ def _gather_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def features_of(
-    images: ImageSet, extractor: Extractor, mesh: jax.sharding.Mesh, *, max_kept: int = MAX_KEPT
+    images: ImageSet,
+    extractor: Extractor,
+    mesh: jax.sharding.Mesh,
+    *,
+    max_kept: int = MAX_KEPT,
+    keep: bool = True,
 ) -> Features:
     """The features of a whole set, from the cache directory where an earlier run has left them.
+
+    Args:
+        images: the set.
+        extractor: of the protocol.
+        mesh: of all devices.
+        max_kept: see `Collector`.
+        keep: look in the cache directory, and leave them there, if the set has an identity.
 
     Raises:
         UserError: as `Collector.add`.
     """
     path = None
-    if images.identity:
+    if keep and images.identity:
         about = {
             "images": images.identity, "count": images.count, "max_kept": max_kept, "format": _FORMAT,
             "protocol": extractor.describe(),

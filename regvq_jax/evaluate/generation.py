@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,8 +35,8 @@ REFERENCES = ("heldout", "train")
 class Generation:
     """Evaluator: draws images from held-out conditions and compares them with true ones.
 
-    What was drawn is kept in `directory`, for the next call with the same parameters and settings, for
-    other programs (`python -m regvq_jax.evaluate --fake=DIRECTORY`), and until the next evaluation.
+    What was drawn is kept in `directory`, for a call that goes on after an interruption and for other
+    programs (`python -m regvq_jax.evaluate --fake=DIRECTORY`).
 
     Attributes:
         draw_fn: (parameters, frozen, keys [B], inputs) -> int32 [B, h, w] tokens, pure.
@@ -43,7 +45,7 @@ class Generation:
             one, {"labels": uint8 [B, H, W]} where it is a map, "valid", "index".
         num_conditions: how many there are; more are asked for by going through them again.
         reference_images: a split's images, the first argument, at most so many, the second; 0 = all.
-        directory: for what is drawn.
+        directory: for what is drawn, in a folder for each parameters and settings.
         sampler: the prior, its sampler's settings and the like, for the result file.
         label_classes: of the maps; 0 = there are none.
         every_steps: how often.
@@ -56,6 +58,9 @@ class Generation:
         segmenter_size: shorter side that it wants.
         segmenter_offset, segmenter_ignore: see `segmentation.check_numbering`; -1 ignores no class.
         seed: of the noise.
+        keep_others: do not delete what was drawn with other parameters or settings.
+        judge: shared with other evaluators, so that networks are loaded and compiled once; it then decides
+            instead of `protocols` and `reference`.
     """
 
     draw_fn: Callable[[PyTree, PyTree, jax.Array, Any], jax.Array]
@@ -77,6 +82,8 @@ class Generation:
     segmenter_offset: int = 1
     segmenter_ignore: int = 0
     seed: int = 0
+    keep_others: bool = False
+    judge: Judge | None = None
     name: str = dataclasses.field(default="generation", init=False)
 
     def __post_init__(self):
@@ -99,7 +106,7 @@ class Generation:
 
     @cached_property
     def _judge(self) -> Judge:
-        return Judge(self.protocols, self.reference_images(self.reference, 0))
+        return self.judge or Judge(self.protocols, self.reference_images(self.reference, 0))
 
     @cached_property
     def _train_images(self) -> ImageSet:
@@ -116,8 +123,8 @@ class Generation:
             return None
         if not self.label_classes:
             raise UserError(
-                "config.prior.evals.generation.segmenter reads what was drawn from label maps, and this prior "
-                'is not told any: set segmenter="", or prior.condition="map".'
+                "config.prior.evals.generation.segmenter reads what was drawn from label maps, and this "
+                'prior is not told any: set segmenter="", or prior.condition="map".'
             )
         network, params = load_segformer(self.segmenter)
         segmentation.check_numbering(
@@ -188,9 +195,25 @@ class Generation:
         metrics["eval/generation/images"] = float(self.count)
         return Evaluation(metrics, pictures, {}, verdict.about(settings))
 
+    def seconds_per_image(
+        self, ema: dict[str, PyTree], frozen: PyTree, mesh: jax.sharding.Mesh, repeats: int = 3
+    ) -> float:
+        """Time to draw and decode one image in a whole batch, compiled: the median of `repeats` batches."""
+        batch = self._put(next(self.condition_batches(self.count)), mesh)
+        seconds = []
+        for _ in range(1 + repeats):  # The first compiles.
+            began = time.perf_counter()
+            images = jax.block_until_ready(self._draw(ema["prior"], frozen, batch))
+            seconds.append(time.perf_counter() - began)
+        return statistics.median(seconds[1:]) / len(images)
+
+    @staticmethod
+    def _put(batch, mesh):
+        """What is needed to draw a batch, on the devices."""
+        return sharding.put_batch({k: batch[k] for k in ("condition", "index") if k in batch}, mesh)
+
     def _draw_local(self, params, frozen, mesh, batch) -> np.ndarray:
-        wanted = {name: batch[name] for name in ("condition", "index") if name in batch}
-        images = self._draw(params, frozen, sharding.put_batch(wanted, mesh))
+        images = self._draw(params, frozen, self._put(batch, mesh))
         return np.concatenate([np.asarray(shard.data) for shard in images.addressable_shards])
 
     def _find_copies(self, verdict, directory: Path, mesh) -> tuple[dict[str, float], dict[str, np.ndarray]]:
@@ -217,7 +240,7 @@ class Generation:
         return metrics, {"memorisation": np.asarray(sheets.labelled_sheet(lines))}
 
     def _delete_others(self, directory: Path) -> None:
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and not self.keep_others:
             for other in self.directory.iterdir():
                 if other != directory and other.is_dir():
                     shutil.rmtree(other)

@@ -41,7 +41,10 @@ PICTURES = {
     "maps": ("Label maps", "Held-out label maps above what is read back from their tokens"),
     "map_codebook": ("Codebook of label maps", "How often each code is used, and where the codes lie"),
     "samples": ("Samples", "What the prior draws"),
-    "memorisation": ("Memorisation", "Samples beside the training images nearest to them: equals are copies"),
+    "memorisation": (
+        "Memorisation",
+        "The samples nearest to training images, above the nearest of these: equals are copies",
+    ),
 }
 SAMPLES = {
     "none": "What the prior draws, told nothing",
@@ -118,7 +121,8 @@ def gather(workdir: Path) -> dict[str, Any]:
     measured = {tag: value for record in evaluations.values() for tag, value in record["metrics"].items()}
     trained = {tag: value for stage in stages for tag, value in stage.result.items()}
     tokenizers = [stage for stage in stages if stage.name == "tokenizer"]
-    tables = [stage_table(stage.name, stage.title, stage.result, measured) for stage in stages]
+    shown = {"step", "perf/images_per_sec", *measured}
+    tables = [stage_table(stage.name, stage.title, stage.result, shown) for stage in stages]
     tables += [evaluation_table(name, record) for name, record in evaluations.items()]
     charts = {stage.name: draw_charts(stage.name, stage.rows) for stage in stages}
     captions = config.get("sample.captions") if condition == "text" else None
@@ -196,12 +200,21 @@ def read_evaluations(workdir: Path) -> dict[str, dict[str, Any]]:
         try:
             record = read_json(path)
         except UserError as error:
-            # Where the run lies is nobody's business.
-            record = {"warnings": [str(error).replace(f"{workdir}{os.sep}", "")]}
+            record = {"warnings": [str(error)]}
         if not isinstance(record, Mapping) or not isinstance(record.get("metrics", {}), Mapping):
             record = {"warnings": [f"{path.name} holds no figures."]}
-        records[path.stem] = {"metrics": {}} | dict(record)
+        # Where the run lies is nobody's business.
+        records[path.stem] = _replace({"metrics": {}} | record, f"{workdir}{os.sep}", "")
     return records
+
+
+def _replace(tree: Any, old: str, new: str) -> Any:
+    """A JSON value with a part of its texts replaced, except for names."""
+    if isinstance(tree, dict):
+        return {name: _replace(value, old, new) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [_replace(value, old, new) for value in tree]
+    return tree.replace(old, new) if isinstance(tree, str) else tree
 
 
 def find_pictures(workdir: Path, condition: str = "") -> list[Picture]:

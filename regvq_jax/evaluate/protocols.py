@@ -71,7 +71,13 @@ def _load_named(
         )
     path = local_copy(weights)
     module, params = load_fn(path)
-    image = jax.ShapeDtypeStruct((1, PROTOCOLS[name].size, PROTOCOLS[name].size, 3), jnp.float32)
+    size = PROTOCOLS[name].size
+    if module.image_size != size:
+        raise UserError(
+            f"{weights} takes images of {module.image_size} pixels, and {name} has {size}: it is another network; "
+            f"fetch {file}."
+        )
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     found = jax.eval_shape(module.apply, {"params": params}, image)["features"].shape[1]
     if found != num_features:
         raise UserError(
@@ -125,8 +131,8 @@ PROTOCOLS = {
             _load_named, vision_weights.load_clip_vision, "clip_vitl14_336", 768,
             "model.safetensors of openai/clip-vit-large-patch14-336",
         ),
-        336, resizing.half_pixel_bicubic, _bytes(CLIP_MEAN), _bytes(CLIP_STD),
-        "bicubic to 336 without antialiasing, CLIP's mean and deviation",
+        336, resizing.pillow_bicubic, _bytes(CLIP_MEAN), _bytes(CLIP_STD),
+        "Pillow bicubic to 336 in float, clipped, CLIP's mean and deviation", clip=True,
     ),
 }  # fmt: skip
 

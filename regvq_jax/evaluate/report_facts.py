@@ -104,20 +104,24 @@ def describe_stage(stage: Stage, config: Mapping[str, Any], condition: str = "")
     """
     get = lambda name: config.get(f"{_prefix(stage)}{name}")
     data = _line("{} at {} px", config.get("data.source"), config.get("data.image_size"))
-    steps, batch = get("train.total_steps"), get("train.batch_size")
-    training = _line("{} steps of {} images", steps, batch)
-    if stage.result:
-        training += _line(" in {}", "seconds" in stage.result and duration(stage.result["seconds"]) or None)
-    elif stage.rows:
-        training += f"; not finished, at step {stage.rows[-1]['step']:,}"
-    optimizer = _line("learning rate {}, {}", get("optim.lr"), get("optim.schedule"))
-    optimizer += _line(" after {} steps of warm-up", get("optim.warmup_steps") or None)
+    training = [_line("{} steps of {} images", get("train.total_steps"), get("train.batch_size"))]
+    if "seconds" in stage.result:
+        training.append(duration(stage.result["seconds"]))
+        training.append(_line("{} images/s", stage.result.get("perf/images_per_sec")))
+    elif stage.rows and not stage.result:
+        training.append(f"not finished, at step {stage.rows[-1]['step']:,}")
+    optimizer = [
+        _line("learning rate {}", get("optim.lr")),
+        _line("{}", get("optim.schedule")),
+        _line("{} steps of warm-up", get("optim.warmup_steps") or None),
+    ]
+    is_prior = stage.name == "prior"
     lines = {
-        **({"data": data} | _prior_lines(stage, get, condition) if stage.name == "prior" else {}),
-        **({"data": data} | _tokenizer_lines(stage, config, get) if stage.name != "prior" else {}),
+        "data": data,
+        **(_prior_lines(stage, get, condition) if is_prior else _tokenizer_lines(stage, config, get)),
         "parameters": _parameters(stage.directory / "parameters.txt"),
-        "training": training,
-        "optimizer": optimizer,
+        "training": ", ".join(filter(None, training)),
+        "optimizer": ", ".join(filter(None, optimizer)),
         "seed": _line("{}", config.get("seed")),
         "when": _when(stage.rows),
     }

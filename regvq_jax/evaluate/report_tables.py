@@ -15,6 +15,7 @@ ROWS = (
     ("tokenizer", "held-out images", "eval/reconstruction/images", "{:,.0f}"),
     ("tokenizer", "reconstruction L1, images in [-1, 1]", "eval/reconstruction/l1", "{:.4f}"),
     ("tokenizer", "reconstruction PSNR, dB", "eval/reconstruction/psnr", "{:.2f}"),
+    ("tokenizer", "reconstruction SSIM", "eval/reconstruction/ssim", "{:.4f}"),
     ("tokenizer", "reconstruction LPIPS, VGG16", "eval/reconstruction/lpips_vgg16", "{:.4f}"),
     ("tokenizer", "reconstruction LPIPS, AlexNet", "eval/reconstruction/lpips_alexnet", "{:.4f}"),
     ("tokenizer", "codebook usage, %", "codebook/usage_percent", "{:.1f}"),
@@ -33,9 +34,9 @@ ROWS = (
 # How the trainings' own evaluations come to a figure.
 _BOUND = "exact for an autoregressive prior, an estimate of an upper bound for the others"
 METHODS = {
-    "perf/images_per_sec": "over the whole training, without evaluations and saving",
     "eval/reconstruction/l1": "mean absolute difference, after rounding to 8 bits",
     "eval/reconstruction/psnr": "mean over images, after rounding to 8 bits",
+    "eval/reconstruction/ssim": "Gaussian windows of 11 pixels, mean over images, after rounding to 8 bits",
     "eval/reconstruction/lpips_vgg16": "LPIPS v0.1, mean over images",
     "eval/reconstruction/lpips_alexnet": "LPIPS v0.1, mean over images",
     "codebook/usage": "share of the codes that occur at all",
@@ -63,6 +64,10 @@ NAMES = {
     "ssim": "SSIM",
     "l1": "L1, images in [-1, 1]",
     "miou": "mean IoU",
+    "cmmd": "CMMD",
+    "train_distance": "median distance to the nearest training image",
+    "heldout_distance": "median distance to the nearest held-out image",
+    "closer_to_train": "share closer to training than to held-out images",
 }
 _EXACT = {tag: (label, style) for _, label, tag, style in ROWS}
 
@@ -140,13 +145,13 @@ def show(value: Any) -> str:
 def stage_table(
     stage: str, title: str, result: Mapping[str, Any], elsewhere: Iterable[str] = ()
 ) -> Table | None:
-    """What a training's last evaluation said, without the figures that an evaluation of its own has.
+    """What a training's last evaluation said; None where that is nothing.
 
     Args:
         stage: its name.
         title: of the table.
         result: its result.json, numbers by tag.
-        elsewhere: tags that another table shows.
+        elsewhere: tags that another part of the page shows.
     """
     groups = []
     for of, label, tag, style in ROWS:
@@ -158,8 +163,6 @@ def stage_table(
     about = "The last evaluation of the training: held-out data, averaged parameters"
     if stage != "prior":
         about += ", best-matching codes"
-    if "seconds" in result:
-        about += f". Training took {duration(result['seconds'])}"
     return Table(stage, title, f"{about}.", [], groups, {}) if groups else None
 
 

@@ -149,6 +149,7 @@ def _fetch() -> Path:
 
 
 _ADVICE = (
-    f"fetch {next(iter(FILES))} from torch-fidelity's releases on a machine with network and name it by "
-    f"--weights=FILE, config.evals.*.weights, or {ENVIRONMENT}=FOLDER_OF_IT."
+    f"fetch {next(iter(FILES))} from torch-fidelity's releases on a machine with network and name it, as "
+    f"--weights=FILE, in a config as protocols=('torch-fidelity@FILE',), or as {ENVIRONMENT}=FOLDER_OF_IT; "
+    "protocols=() does without."
 )

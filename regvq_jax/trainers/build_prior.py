@@ -158,16 +158,10 @@ def make_prior_trainer(
             pair_batches=partial(pair_batches, heldout, transforms(False), train.batch_size)
             if condition.kind == "text"
             else None,
-            draw_fn=partial(draw_tokens, prior, model, condition, settings),
-            tokenizer=tokenizer,
             prompts=make_prompts(config, settings, condition, heldout),
             seed=config.seed,
-            condition_batches=partial(condition_batches, config, condition, heldout, train.batch_size),
-            num_conditions=len(heldout),
-            reference_images=partial(reference_images, config, train.batch_size),
             directory=workdir / "prior" / "drawn",
-            sampler=describe_sampler(prior, settings, facts),
-            label_classes=condition.size if condition.kind in ("map", "map_tokens") else 0,
+            **drawing(config, prior, model, condition, facts, tokenizer, settings, heldout, train.batch_size),
         ),
     ), facts
 
@@ -175,6 +169,29 @@ def make_prior_trainer(
 def pair_batches(heldout: Source | TokenSource, transforms: list[Transform], batch_size: int):
     """One pass of this process over all pairs of a held-out image and one of its captions."""
     return build.heldout_batches(shuffled(EveryCaption(heldout)), transforms, batch_size)()
+
+
+def drawing(
+    config: ConfigDict,
+    prior: TokenPrior,
+    model: PriorNet,
+    condition: Condition,
+    facts: PriorFacts,
+    tokenizer: ImageTokenizer,
+    settings: SampleSettings,
+    heldout: Source | TokenSource,
+    batch_size: int,
+) -> dict[str, Any]:
+    """What evaluators that draw need to know, by the names of their fields."""
+    return {
+        "draw_fn": partial(draw_tokens, prior, model, condition, settings),
+        "tokenizer": tokenizer,
+        "condition_batches": partial(condition_batches, config, condition, heldout, batch_size),
+        "num_conditions": len(heldout),
+        "reference_images": partial(reference_images, config, batch_size),
+        "sampler": describe_sampler(prior, settings, facts),
+        "label_classes": condition.size if condition.kind in ("map", "map_tokens") else 0,
+    }
 
 
 def condition_batches(

@@ -51,7 +51,8 @@ def test_only_panels_with_something_to_show_are_drawn():
     rows = [*TRAINING, {"step": 20, "eval/prior/loss": 2.0}, {"step": 20, "eval/prior/loss_shuffled": "nan"}]
     heldout = draw_charts("prior", rows)[1]
     assert heldout.title == "Held-out loss, nats a token"
-    assert [(line.label, line.last, line.dotted) for line in heldout.lines] == [("right conditions", 2.0, True)]
+    (line,) = heldout.lines
+    assert (line.label, line.last, line.dotted) == ("right conditions", 2.0, True)
     assert draw_charts("prior", []) == draw_charts("unknown", TRAINING) == []
 
 
@@ -72,7 +73,8 @@ def test_a_chart_says_what_it_shows():
     assert "step" in texts(chart) and "100" in texts(chart)  # Percent, from 0 to 100.
     # Equal rows, equal bytes; and nothing to be fetched.
     assert chart == draw_charts("tokenizer", rows)[0]
-    hrefs = [v for node in ET.fromstring(chart.svg).iter() for k, v in node.attrib.items() if k.endswith("href")]
+    attributes = [pair for node in ET.fromstring(chart.svg).iter() for pair in node.attrib.items()]
+    hrefs = [value for name, value in attributes if name.endswith("href")]
     assert hrefs and all(href.startswith("#") for href in hrefs)
 
 
@@ -87,8 +89,8 @@ def test_wide_positive_ranges_are_logarithmic(values, logarithmic):
 
 
 def test_distances_are_named_after_their_protocol():
-    rows = [{"step": 5, "eval/reconstruction/fid_torch_fidelity": 8.0, "eval/reconstruction/fd_lite0_std": 1.0}]
-    (chart,) = draw_charts("tokenizer", rows)
+    row = {"eval/reconstruction/fid_torch_fidelity": 8.0, "eval/reconstruction/fd_lite0_std": 1.0}
+    (chart,) = draw_charts("tokenizer", [{"step": 5, **row}])
     assert [line.label for line in chart.lines] == ["fid torch fidelity"]
 
 

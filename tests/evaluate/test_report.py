@@ -16,9 +16,20 @@ def test_the_report_of_a_tokenizer_alone(tmp_path):
     paths = write_report(tmp_path / "run", console)
     text = console.export_text()
     assert "75.0" in text and "prior" not in text
+    assert paths[0] == tmp_path / "run" / "report.html" and paths[0].exists()
     # The picture of the last evaluation.
     assert (tmp_path / "run" / "codebook.png").read_bytes() == bytes([12])
     assert tmp_path / "run" / "codebook.png" in paths and str(stage) in text
+
+
+def test_figures_that_are_not_finite_are_shown_as_such(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    figures = {"codebook/usage": float("nan"), "eval/reconstruction/psnr": float("inf")}
+    write_json_atomic(tmp_path / "tokenizer" / "result.json", figures)
+    console = Console(record=True, width=200)
+    write_report(tmp_path, console)
+    text = console.export_text()
+    assert "nan" in text and "inf" in text
 
 
 def test_the_history_runs_from_the_first_evaluation_to_the_last(tmp_path):

@@ -65,6 +65,8 @@ def random_inception():
     import torch
 
     inception = load().inception
+    # Threads of torch beside those of jax wait for each other, on machines of few cores for seconds.
+    torch.set_num_threads(1)
     cls = inception.FeatureExtractorInceptionV3
     with torch.random.fork_rng():
         torch.manual_seed(0)
