@@ -1,13 +1,18 @@
 """What the small programs of the package share: `python -m regvq_jax.prune` and its like."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
 
 from regvq_jax.errors import UserError
 from regvq_jax.progress import setup_logging
 
 USER_ERROR = 2
+DEFAULT_COMPILATION_CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/regvq_jax/compilation")
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,6 +33,13 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return int(text)
+
+
+def keep_compiled(directory: str = DEFAULT_COMPILATION_CACHE) -> None:
+    """Keeps compiled programs for the next process, in `directory`; "" keeps none."""
+    if directory:
+        jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:

@@ -13,16 +13,15 @@ run the same command again.
 import contextlib
 import itertools
 import logging
-import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 from absl import app, flags
 from ml_collections import config_flags
 
 from regvq_jax import config_file, sharding, stages
+from regvq_jax.command_line import DEFAULT_COMPILATION_CACHE, keep_compiled
 from regvq_jax.errors import UserError
 from regvq_jax.files import local_copy
 from regvq_jax.loop import Preempted
@@ -42,7 +41,7 @@ _STAGE = flags.DEFINE_string(
 )
 _COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
-    os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/regvq_jax/compilation"),
+    DEFAULT_COMPILATION_CACHE,
     'Keeps compiled programs between runs; "" keeps none.',
 )
 _DISTRIBUTED = flags.DEFINE_bool(
@@ -64,10 +63,7 @@ def main(argv: list[str]) -> int:
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
         setup_logging(process_index=jax.process_index())
-    if _COMPILATION_CACHE.value:
-        cache = Path(_COMPILATION_CACHE.value).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    keep_compiled(_COMPILATION_CACHE.value)
     config = _CONFIG.value
     check_groups(config, "The config file")
     if config.tokenizer:

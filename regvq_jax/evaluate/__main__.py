@@ -10,7 +10,7 @@ python -m regvq_jax.evaluate report RUN                               writes RUN
 import importlib
 from collections.abc import Sequence
 
-from regvq_jax.command_line import Parser, run_command
+from regvq_jax.command_line import Parser, keep_compiled, run_command
 
 COMMANDS = {
     "reconstruction": "regvq_jax.evaluate.runs:reconstruction",
@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> None:
         parser = Parser("regvq_jax.evaluate", __doc__)
         parser.add_argument("command", choices=COMMANDS)
         command, argv = COMMANDS[parser.parse_args(argv[:1]).command], argv[1:]
+    keep_compiled()
     module, function = command.split(":")
     getattr(importlib.import_module(module), function)(argv)
 

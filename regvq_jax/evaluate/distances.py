@@ -119,12 +119,12 @@ class Verdict:
 class Judge:
     """Compares sets of images with a reference under some protocols; loaded and compiled once."""
 
-    def __init__(self, protocols: tuple[str, ...], reference: ImageSet):
+    def __init__(self, protocols: tuple[str, ...], reference: ImageSet | None):
         """Loads the weights.
 
         Args:
             protocols: see `make_extractor`; () judges nothing.
-            reference: the real images.
+            reference: the real images; may be None where nothing is judged.
 
         Raises:
             UserError: an unknown protocol, weights that cannot be had, or too few images.

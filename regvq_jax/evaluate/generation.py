@@ -106,7 +106,10 @@ class Generation:
 
     @cached_property
     def _judge(self) -> Judge:
-        return self.judge or Judge(self.protocols, self.reference_images(self.reference, 0))
+        if self.judge:
+            return self.judge
+        # Without a protocol nothing is compared, and the true images may be gone by now.
+        return Judge(self.protocols, self.reference_images(self.reference, 0) if self.protocols else None)
 
     @cached_property
     def _train_images(self) -> ImageSet:
@@ -177,9 +180,10 @@ class Generation:
         settings = {
             "images": self.count, "drawn": str(directory), "encoding": "uint8, PNG", "seed": self.seed,
             "conditions": f"those of {self.num_conditions:,} held-out images",
-            "reference": {"images": self._judge.reference.name, **self._judge.reference.identity},
             "sampler": self.sampler,
         }  # fmt: skip
+        if (reference := self._judge.reference) is not None:
+            settings["reference"] = {"images": reference.name, **reference.identity}
         if self._segmenter is not None:
             metrics |= {"miou": mean_iou(confusion), "pixel_accuracy": segmentation.pixel_accuracy(confusion)}
             settings["segmenter"] = {

@@ -96,6 +96,7 @@ def test_an_evaluation_without_anything():
 def test_the_protocol_that_a_tag_names():
     names = ["torch-fidelity", "fidelity", "adm"]
     assert protocol_of("eval/generation/fid_torch_fidelity", names) == "torch-fidelity"
+    assert protocol_of("eval/generation/fd_efficientnet_lite0", ["lite0", "efficientnet_lite0"]) != "lite0"
     assert protocol_of("eval/generation/kid_adm_std", names) == "adm"
     assert protocol_of("eval/adm/psnr", names) == protocol_of("eval/generation/fid_admiral", names) == ""
 
