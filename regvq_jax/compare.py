@@ -9,7 +9,7 @@ DIR/reconstruction_comparison.png. Figures are those of each run's last evaluati
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class Column:
 COLUMNS = (
     Column("codes", "codebook_size"),
     Column("PSNR, dB", "eval/reconstruction/psnr", "{:.2f}", "max"),
+    Column("SSIM", "eval/reconstruction/ssim", "{:.3f}", "max"),
     Column("L1", "eval/reconstruction/l1", "{:.4f}", "min"),
     Column("LPIPS (VGG)", "eval/reconstruction/lpips_vgg16", "{:.4f}", "min"),
     Column("LPIPS (Alex)", "eval/reconstruction/lpips_alexnet", "{:.4f}", "min"),
@@ -70,6 +71,22 @@ COLUMNS = (
     Column("steps", "step"),
     Column("images/s", "perf/images_per_sec", "{:,.1f}"),
 )
+
+
+# Distances of sets carry the protocol in their names: there is a column for each that a run has.
+DISTANCES = {"fid": "{:.2f}", "fd": "{:.1f}", "kid": "{:.4f}"}
+
+
+def columns_of(figures: Sequence[Mapping[str, float]]) -> list[Column]:
+    """`COLUMNS`, with the distances between sets that any run was judged by before the codebook's."""
+    tags = dict.fromkeys(tag for run in figures for tag in run if not tag.endswith("_std"))
+    found = []
+    for tag in tags:
+        kind, _, protocol = tag.removeprefix("eval/reconstruction/").partition("_")
+        if kind in DISTANCES and tag.startswith("eval/reconstruction/"):
+            found.append(Column(f"r{kind.upper()} ({protocol})", tag, DISTANCES[kind], "min"))
+    place = [column.tag for column in COLUMNS].index("codebook/usage")
+    return [*COLUMNS[:place], *found, *COLUMNS[place:]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +158,7 @@ def table_cells(runs: Sequence[Run]) -> dict[str, list[tuple[str, bool]]]:
         out; equal texts are equally good, and alone none is best.
     """
     cells = {}
-    for column in COLUMNS:
+    for column in columns_of([run.figures for run in runs]):
         numbers = [column.factor * float(run.figures.get(column.tag, math.nan)) for run in runs]
         if not np.all(np.isnan(numbers)):
             texts = ["-" if math.isnan(number) else column.style.format(number) for number in numbers]

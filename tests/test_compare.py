@@ -54,6 +54,19 @@ def test_the_best_of_each_column_is_marked(runs):
     assert not any(best for column in compare.table_cells(runs[:1]).values() for _, best in column)
 
 
+def test_distances_of_sets_have_columns_named_by_their_protocol(tiny_config):
+    figures = {"eval/reconstruction/ssim": 0.5, "eval/reconstruction/kid_toy": 0.02}
+    others = {"eval/reconstruction/kid_toy_std": 0.001, "eval/generation/fid_toy": 9.0}
+    runs = [
+        make_run(tiny_config, "a", **figures, **others),
+        make_run(tiny_config, "b", **figures, **{"eval/reconstruction/fid_torch_fidelity": 12.5}),
+    ]
+    cells = compare.table_cells(runs)
+    assert cells["rKID (toy)"] == [("0.0200", True), ("0.0200", True)]
+    assert cells["rFID (torch_fidelity)"] == [("-", False), ("12.50", True)]
+    assert [label for label in cells if label.startswith("r")] == ["rKID (toy)", "rFID (torch_fidelity)"]
+
+
 def test_the_table_reads_the_same_everywhere(runs):
     console = Console(record=True, width=compare.MIN_WIDTH, file=io.StringIO())
     console.print(compare.rich_table(runs))
