@@ -14,6 +14,9 @@ import numpy as np
 from regvq_jax.errors import UserError
 from regvq_jax.files import report_write_errors
 
+# What numpy raises on a file that is no archive of arrays, or was cut off or damaged.
+NPZ_DAMAGE = (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+
 
 class FeatureStatistics(NamedTuple):
     """What a Frechet distance needs to know of a set of features, numpy or on the devices.
@@ -113,8 +116,7 @@ def load_statistics(path: str | os.PathLike) -> tuple[FeatureStatistics, dict[st
             names = content.files
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
-    # What is no archive, one array, or was cut off or damaged.
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except NPZ_DAMAGE as error:
         raise UserError(f"{path} is no .npz file of statistics ({error}).") from error
     if "mu" not in arrays or "sigma" not in arrays:
         raise UserError(

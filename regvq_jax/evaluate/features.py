@@ -14,7 +14,12 @@ from regvq_jax import sharding
 from regvq_jax.data.statistics import spread
 from regvq_jax.errors import UserError
 from regvq_jax.evaluate import inception_score
-from regvq_jax.evaluate.feature_statistics import FeatureStatistics, empty_statistics, update
+from regvq_jax.evaluate.feature_statistics import (
+    NPZ_DAMAGE,
+    FeatureStatistics,
+    empty_statistics,
+    update,
+)
 from regvq_jax.evaluate.protocols import Extractor
 from regvq_jax.files import cache_dir, report_write_errors
 from regvq_jax.progress import Progress, log
@@ -223,7 +228,7 @@ def _read(path) -> Features:
     try:
         with np.load(path, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
-    except (OSError, ValueError) as error:
+    except (OSError, *NPZ_DAMAGE) as error:
         raise UserError(f"{path} cannot be read ({error}); delete it, it will be made again.") from error
     fields = inception_score.ClassSums._fields
     sums = {name: arrays[f"sums_{name}"] for name in fields if f"sums_{name}" in arrays}

@@ -3,7 +3,6 @@
 Every one of them is a linear map of rows and one of columns: two small matrices, made once in float64.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -56,21 +55,6 @@ def pillow_bicubic(before: int, after: int) -> np.ndarray:
     return matrix
 
 
-def half_pixel_bicubic(before: int, after: int) -> np.ndarray:
-    """Bicubic of torch's `interpolate(align_corners=False)`: a = -0.75, no filter when shrinking.
-
-    Args, Returns: as `tf1_bilinear`.
-    """
-    matrix = np.zeros((after, before))
-    for row in range(after):
-        place = (row + 0.5) * (before / after) - 0.5
-        base = math.floor(place)
-        for column in range(base - 1, base + 3):
-            weight = _cubic(np.array([column - place]), a=-0.75)[0]
-            matrix[row, min(max(column, 0), before - 1)] += weight
-    return matrix
-
-
 def resize(images: jax.Array, size: int, matrix_fn: MatrixFn) -> jax.Array:
     """Images at another size.
 
@@ -100,8 +84,8 @@ def _between_neighbours(places: np.ndarray, before: int) -> np.ndarray:
     return matrix
 
 
-def _cubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
-    x = np.abs(x)
+def _cubic(x: np.ndarray) -> np.ndarray:
+    x, a = np.abs(x), -0.5
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((x - 5) * x + 8) * x * a - 4 * a
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
