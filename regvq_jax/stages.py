@@ -15,11 +15,11 @@ from regvq_jax import loop, sharding
 from regvq_jax.data.skipped import write_skipped
 from regvq_jax.data.sources import SPLITS, Source
 from regvq_jax.errors import UserError
-from regvq_jax.evaluate.report import write_report
 from regvq_jax.files import write_json_atomic
 from regvq_jax.hooks import PreemptionSignal
 from regvq_jax.models.quantizer import IMPLICIT_KINDS
 from regvq_jax.models.tokenizer import ImageTokenizer, encode_maps
+from regvq_jax.report.closing import write_report
 from regvq_jax.settings import choose, from_config
 from regvq_jax.token_stage import Encoder, TokenSettings, best_codes, cache_tokens
 from regvq_jax.trained import FACTS_NAME, load_map_tokenizer, load_tokenizer, read_facts
@@ -156,7 +156,8 @@ def run_prior(config, workdir, mesh, profile_steps) -> None:
 def run_report(config, workdir, mesh, profile_steps) -> None:
     """Gathers what the other stages made: pictures, the table of figures, and where everything lies."""
     del config, mesh, profile_steps
-    write_report(workdir)
+    if jax.process_index() == 0:
+        write_report(workdir)
 
 
 STAGES: dict[str, Callable] = {

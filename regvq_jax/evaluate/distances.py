@@ -82,7 +82,7 @@ def compare(real: Features, fake: Features, extractor: Extractor) -> Comparison:
             "density_k": DENSITY_K, "real_features": len(real.kept), "fake_features": len(fake.kept),
         }  # fmt: skip
         if extractor.protocol.network.startswith("clip"):
-            metrics["cmmd"] = cmmd(real.kept, fake.kept)
+            metrics[f"cmmd_{tag}"] = cmmd(real.kept, fake.kept)
     if extractor.is_inception and fake.class_sums is not None:
         mean, deviation = inception_score(fake.class_sums)
         metrics |= {f"inception_score_{tag}": mean, f"inception_score_{tag}_std": deviation}

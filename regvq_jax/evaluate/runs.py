@@ -18,9 +18,9 @@ from regvq_jax.evaluate.compare_images import (
     protocol_spec,
 )
 from regvq_jax.evaluate.generation import REFERENCES, Generation
-from regvq_jax.evaluate.html_report import write_html
 from regvq_jax.evaluate.reconstruction import Reconstruction
 from regvq_jax.evaluate.result import Evaluation
+from regvq_jax.report.page import write_html
 from regvq_jax.trained import TrainedPrior, load_prior, load_tokenizer, open_tokenizer
 from regvq_jax.trainers import build, build_prior, build_sampling
 from regvq_jax.workdir import load_config

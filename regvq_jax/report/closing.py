@@ -7,10 +7,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from regvq_jax.evaluate.html_report import write_html
-from regvq_jax.evaluate.report_tables import ROWS, styled
 from regvq_jax.files import read_json
 from regvq_jax.metric_writers import read_jsonl
+from regvq_jax.report.page import read_evaluations, write_html
+from regvq_jax.report.tables import NAMES, ROWS, evaluation_table, styled
 
 PICTURES = (
     ("tokenizer", "reconstructions", "originals above reconstructions"),
@@ -18,6 +18,8 @@ PICTURES = (
     ("map_tokenizer", "maps", "label maps above what their tokens say"),
     ("prior", "samples", "what the prior draws, with its conditions"),
 )
+# Of the evaluations' figures what is asked for first; the page has all of them.
+SHOWN = {NAMES[name] for name in ("fid", "fd", "kid", "inception_score", "cmmd", "miou", "closer_to_train")}
 MAX_HISTORY_ROWS = 8
 
 
@@ -44,6 +46,11 @@ def write_report(workdir: Path, console: Console | None = None) -> list[Path]:
         if plain in results.get(stage, {}):
             value = styled(results[stage][plain], style, 100.0 if plain != tag else 1.0)
             table.add_row(stage, label, value)
+    for name, record in read_evaluations(workdir).items():
+        for group in evaluation_table(name, record).groups:
+            for figure in group.figures:
+                if group.protocol and figure.label in SHOWN:
+                    table.add_row(name, f"{figure.label}, {group.protocol}", figure.value)
     console.print(table)
     if (workdir / "tokenizer" / "metrics.jsonl").exists():
         console.print(codebook_history(workdir / "tokenizer" / "metrics.jsonl"))

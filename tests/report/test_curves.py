@@ -4,8 +4,8 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from regvq_jax.evaluate import curves
-from regvq_jax.evaluate.curves import Panel, collect, draw_chart, draw_charts, thin, to_float
+from regvq_jax.report import curves
+from regvq_jax.report.curves import Panel, collect, draw_chart, draw_charts, thin, to_float
 
 TRAINING = [{"step": s, "time": 1.0, "train/loss": 10.0 / s, "optim/grad_norm": 1.0} for s in range(1, 21)]
 

@@ -1,6 +1,6 @@
 import math
 
-from regvq_jax.evaluate.report_tables import (
+from regvq_jax.report.tables import (
     Figure,
     Group,
     describe,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from regvq_jax.evaluate.report_tables import styled
+from regvq_jax.report.tables import styled
 
 # What people look for first, in this order: label, pattern of its tag, factor, format, note.
 _CARDS = (

@@ -13,9 +13,10 @@ import jinja2
 from PIL import Image
 
 from regvq_jax.errors import UserError
-from regvq_jax.evaluate.curves import draw_charts
-from regvq_jax.evaluate.report_cards import summarize
-from regvq_jax.evaluate.report_facts import (
+from regvq_jax.files import read_json, write_bytes_atomic
+from regvq_jax.report.cards import summarize
+from regvq_jax.report.curves import draw_charts
+from regvq_jax.report.facts import (
     STAGES,
     codebook_size,
     describe_environment,
@@ -25,8 +26,7 @@ from regvq_jax.evaluate.report_facts import (
     read_if_there,
     read_stages,
 )
-from regvq_jax.evaluate.report_tables import Group, evaluation_table, show, stage_table
-from regvq_jax.files import read_json, write_bytes_atomic
+from regvq_jax.report.tables import Group, evaluation_table, show, stage_table
 from regvq_jax.workdir import flatten
 
 NAME = "report.html"
@@ -97,12 +97,12 @@ def write_html(workdir: Path) -> Path:
     """
     environment = jinja2.Environment(
         autoescape=True,  # Captions and configs are other people's texts.
-        loader=jinja2.PackageLoader("regvq_jax", "evaluate"),
+        loader=jinja2.PackageLoader("regvq_jax", "report"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text = environment.get_template("report.html.jinja").render(gather(workdir))
+    text = environment.get_template("page.html.jinja").render(gather(workdir))
     path = workdir / NAME
     # A config may hold file names that are not UTF-8.
     write_bytes_atomic(path, text.encode(errors="replace"))

@@ -1,4 +1,4 @@
-from regvq_jax.evaluate.report_cards import Card, summarize
+from regvq_jax.report.cards import Card, summarize
 
 TOKENIZER = {"eval/reconstruction/psnr": 20.123, "codebook/usage": 0.5, "codebook/perplexity": 7.0}
 

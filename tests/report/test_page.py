@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regvq_jax.evaluate import html_report
-from regvq_jax.evaluate.html_report import find_pictures, place, split_groups, write_html
-from regvq_jax.evaluate.report_tables import Figure, Group
 from regvq_jax.files import write_json_atomic
+from regvq_jax.report import page as page_module
+from regvq_jax.report.page import find_pictures, place, split_groups, write_html
+from regvq_jax.report.tables import Figure, Group
 
 HOSTILE = "<script>alert('x')</script>\"'&<img src=http://example.org/x onerror=alert(1)>"
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -236,15 +236,15 @@ def test_the_newest_readable_picture_of_every_name(tmp_path):
         ("prior-without_a_step", "Without a step", "prior/images/without_a_step.png"),
         ("results-sweep", "Sweep", "results/sweep_0000003.png"),
     ]
-    assert pictures[0].caption == f"{html_report.SAMPLES['map']}. Step 10."
+    assert pictures[0].caption == f"{page_module.SAMPLES['map']}. Step 10."
     assert (pictures[0].width, pictures[0].height) == (10, 5)
-    assert pictures[0].uri == html_report.data_uri("png", whole)
+    assert pictures[0].uri == page_module.data_uri("png", whole)
     assert pictures[1].caption.endswith(".") and "Step" not in pictures[1].caption
 
 
 def test_large_pictures_are_compressed(tmp_path, monkeypatch):
-    monkeypatch.setattr(html_report, "MAX_PICTURE_BYTES", 1000)
-    monkeypatch.setattr(html_report, "MAX_PICTURE_WIDTH", 50)
+    monkeypatch.setattr(page_module, "MAX_PICTURE_BYTES", 1000)
+    monkeypatch.setattr(page_module, "MAX_PICTURE_WIDTH", 50)
     noise = np.random.default_rng(0).integers(0, 256, (40, 100, 3), dtype=np.uint8)
     (tmp_path / "prior" / "images").mkdir(parents=True)
     Image.fromarray(noise).save(tmp_path / "prior" / "images" / "samples_1.png")

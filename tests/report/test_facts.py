@@ -6,7 +6,8 @@ import jax
 import pytest
 
 import regvq_jax
-from regvq_jax.evaluate.report_facts import (
+from regvq_jax.files import write_json_atomic
+from regvq_jax.report.facts import (
     Stage,
     codebook_size,
     describe_environment,
@@ -16,7 +17,6 @@ from regvq_jax.evaluate.report_facts import (
     read_condition,
     read_stages,
 )
-from regvq_jax.files import write_json_atomic
 
 CONFIG = {
     "seed": 0,

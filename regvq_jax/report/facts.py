@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import jax
 
 import regvq_jax
-from regvq_jax.evaluate.report_tables import duration, show
 from regvq_jax.files import read_json
 from regvq_jax.metric_writers import read_jsonl
+from regvq_jax.report.tables import duration, show
 
 STAGES = {"tokenizer": "Tokenizer", "map_tokenizer": "Tokenizer of label maps", "prior": "Prior"}
 CONDITIONS = {

@@ -2,8 +2,8 @@ import json
 
 from rich.console import Console
 
-from regvq_jax.evaluate.report import MAX_HISTORY_ROWS, codebook_history, write_report
 from regvq_jax.files import write_json_atomic
+from regvq_jax.report.closing import MAX_HISTORY_ROWS, codebook_history, write_report
 
 
 def test_the_report_of_a_tokenizer_alone(tmp_path):
