@@ -12,22 +12,24 @@ run the same command again.
 
 import contextlib
 import itertools
+import json
 import logging
 import sys
 from collections.abc import Iterator
 
 import jax
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from regvq_jax import config_file, sharding, stages
+from regvq_jax import config_file, distributed, sharding, stages
 from regvq_jax.command_line import DEFAULT_COMPILATION_CACHE, keep_compiled
+from regvq_jax.distributed import check_same, fail_together
 from regvq_jax.errors import UserError
 from regvq_jax.files import local_copy
 from regvq_jax.loop import Preempted
 from regvq_jax.mirror import Mirror
 from regvq_jax.progress import setup_logging
-from regvq_jax.workdir import check_groups, open_workdir
+from regvq_jax.workdir import check_groups, lock_workdir, open_workdir
 
 log = logging.getLogger("regvq_jax")
 USER_ERROR, RUN_AGAIN = 2, 42
@@ -45,7 +47,10 @@ _COMPILATION_CACHE = flags.DEFINE_string(
     'Keeps compiled programs between runs; "" keeps none.',
 )
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Start jax.distributed (several processes; reads the cluster's environment)."
+    "distributed",
+    False,
+    "Several processes, found in the environment of SLURM, Open MPI, Kubernetes or a TPU; elsewhere set "
+    f"{distributed.COORDINATOR}=HOST:PORT, {distributed.NUM_PROCESSES} and {distributed.PROCESS_ID}.",
 )
 _PROFILE = flags.DEFINE_list(
     "profile", ["0", "0"], "FIRST,COUNT: traces COUNT steps of each training from step FIRST on."
@@ -60,11 +65,29 @@ flags.register_validator(
 def main(argv: list[str]) -> int:
     """Runs the stages; returns the exit code."""
     del argv
-    if _DISTRIBUTED.value:
-        jax.distributed.initialize()
+    distributed.start(_DISTRIBUTED.value)
+    if jax.process_count() > 1:
         setup_logging(process_index=jax.process_index())
     keep_compiled(_COMPILATION_CACHE.value)
     config = _CONFIG.value
+    fail_together(lambda: prepare_config(config))
+    check_same(json.loads(config.to_json_best_effort()))
+    with local_directory(_WORKDIR.value) as directory:
+        workdir = fail_together(lambda: open_workdir(directory, config), lead_first=True)
+        with lock_workdir(workdir):
+            mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+            chosen = (_STAGE.value,) if _STAGE.value else tuple(config.stages)
+            profile_steps = tuple(int(x) for x in _PROFILE.value)
+            stages.run(config, workdir, mesh, chosen, profile_steps=profile_steps)
+    return 0
+
+
+def prepare_config(config: ConfigDict) -> None:
+    """Checks a config's groups, and makes the path of its tokenizer absolute, in place.
+
+    Raises:
+        UserError: a group is missing, or there is no such tokenizer.
+    """
     check_groups(config, "The config file")
     if config.tokenizer:
         # The run remembers it, wherever it is called from.
@@ -75,13 +98,6 @@ def main(argv: list[str]) -> int:
             )
         with config.unlocked():
             config.tokenizer = str(path)
-    with local_directory(_WORKDIR.value) as directory:
-        workdir = open_workdir(directory, config)
-        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-        chosen = (_STAGE.value,) if _STAGE.value else tuple(config.stages)
-        profile_steps = tuple(int(x) for x in _PROFILE.value)
-        stages.run(config, workdir, mesh, chosen, profile_steps=profile_steps)
-    return 0
 
 
 @contextlib.contextmanager

@@ -1,14 +1,26 @@
 """A run's directory: whose it is, and where things lie in it."""
 
+import contextlib
 import json
+import logging
+import os
+import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from regvq_jax.errors import UserError
 from regvq_jax.files import check_writable, read_json, write_json_atomic
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+log = logging.getLogger("regvq_jax")
 MISSING = "(absent)"
 # Where and how fast a run goes, not what it computes: these may differ when it goes on.
 FREE_FIELDS = (
@@ -64,7 +76,7 @@ def open_workdir(path: str, config: ConfigDict) -> Path:
     record = directory / "config.json"
     wanted = flatten(json.loads(config.to_json_best_effort()))
     # A first call that was refused (a misspelt folder, say) leaves its config alone: no run to protect.
-    if record.exists() and any(path != record for path in directory.iterdir()):
+    if record.exists() and any(path.name not in (record.name, ".lock") for path in directory.iterdir()):
         found = flatten(read_json(record))
         differing = [
             f"{name} ({found.get(name, MISSING)} there, {wanted.get(name, MISSING)} now)"
@@ -88,6 +100,34 @@ def open_workdir(path: str, config: ConfigDict) -> Path:
         check_writable(directory)
         write_json_atomic(record, json.loads(config.to_json_best_effort()))
     return directory
+
+
+@contextlib.contextmanager
+def lock_workdir(directory: Path) -> Iterator[None]:
+    """Keeps other runs out of a workdir; the system takes the lock back however this process ends.
+
+    Raises:
+        UserError: another process works in it.
+    """
+    if fcntl is None or jax.process_index() > 0:
+        yield
+        return
+    path = directory / ".lock"
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{directory} is in use by {file.read().strip() or 'another run'}: wait for it, end it, or "
+                "use another --workdir."
+            ) from None
+        except OSError as error:  # Some network file systems have no locks.
+            log.warning("%s cannot be locked (%s): see to it that no second run uses it.", directory, error)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
 
 
 def load_config(directory: Path) -> ConfigDict:

@@ -3,7 +3,8 @@
 Order of the operations, and why: the random transforms come before the slice of the process,
 because Grain seeds `random_map` with the index it sees, and that has to be the global one. So
 element i of the global order looks the same however many processes, threads or workers there are,
-and a run resumes at any step.
+and a run resumes at any step. Processes have runs of neighbouring rows: a global batch has its rows
+in the same order, too, so that noise which is drawn for a row meets the same image.
 """
 
 import functools
@@ -31,7 +32,7 @@ def make_batches(
     """Makes the endless, shuffled training batches: `batches[step]` is this process's part of it.
 
     Every epoch visits every element once, in an order of its own; batches cross the border between
-    epochs. Process p has rows p, p + process_count, ... of the global batch.
+    epochs. Process p has the rows from p * batch_size / process_count on.
 
     Args:
         source: random access to elements.
@@ -54,8 +55,8 @@ def make_batches(
         raise UserError(f"The data seed must be at least 0, got {seed}.")
     elements = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     elements = elements.random_map(functools.partial(_apply, transform_fns=tuple(transform_fns)))
-    local = elements.slice(slice(process_index, None, process_count))
-    return local.batch(local_size, drop_remainder=True, batch_fn=stack_elements)
+    parts = elements.batch(local_size, drop_remainder=True, batch_fn=stack_elements)
+    return parts.slice(slice(process_index, None, process_count))
 
 
 def iterate(
@@ -115,8 +116,8 @@ def evaluation_batches(
         raise UserError(f"Data source {source.name!r} is empty: there is nothing to evaluate on.")
     padded = -(-len(source) // batch_size) * batch_size
     element_fn = functools.partial(_evaluation_element, source=source, transform_fns=tuple(transform_fns))
-    indices = grain.MapDataset.range(process_index, padded, process_count)
-    batches = indices.map(element_fn).batch(local_size, batch_fn=stack_elements)
+    parts = grain.MapDataset.range(padded).map(element_fn).batch(local_size, batch_fn=stack_elements)
+    batches = parts.slice(slice(process_index, None, process_count))
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     return iter(batches.to_iter_dataset(options))
 

@@ -200,16 +200,21 @@ class Generation:
         return Evaluation(metrics, pictures, {}, verdict.about(settings))
 
     def seconds_per_image(
-        self, ema: dict[str, PyTree], frozen: PyTree, mesh: jax.sharding.Mesh, repeats: int = 3
+        self, ema: dict[str, PyTree], frozen: PyTree, mesh: jax.sharding.Mesh, *, least_seconds: float = 1.0
     ) -> float:
-        """Time to draw and decode one image in a whole batch, compiled: the median of `repeats` batches."""
+        """Time to draw and decode one image in a whole batch, compiled: the median of at least 3 batches.
+
+        Args:
+            ema, frozen, mesh: as of a call.
+            least_seconds: how long to repeat at least, so that short times are not those of chance.
+        """
         batch = self._put(next(self.condition_batches(self.count)), mesh)
-        seconds = []
-        for _ in range(1 + repeats):  # The first compiles.
+        seconds: list[float] = []
+        while len(seconds) < 4 or sum(seconds[1:]) < least_seconds:
             began = time.perf_counter()
             images = jax.block_until_ready(self._draw(ema["prior"], frozen, batch))
             seconds.append(time.perf_counter() - began)
-        return statistics.median(seconds[1:]) / len(images)
+        return statistics.median(seconds[1:]) / len(images)  # The first compiles.
 
     @staticmethod
     def _put(batch, mesh):

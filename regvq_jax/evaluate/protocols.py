@@ -74,8 +74,8 @@ def _load_named(
     size = PROTOCOLS[name].size
     if module.image_size != size:
         raise UserError(
-            f"{weights} takes images of {module.image_size} pixels, and {name} has {size}: it is another network; "
-            f"fetch {file}."
+            f"{weights} takes images of {module.image_size} pixels, and {name} has {size}: it is another "
+            f"network; fetch {file}."
         )
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     found = jax.eval_shape(module.apply, {"params": params}, image)["features"].shape[1]

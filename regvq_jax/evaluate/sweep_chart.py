@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from PIL import Image
 
-from regvq_jax.evaluate.sweep_grid import describe, show
+from regvq_jax.evaluate.sweep_grid import describe
 
 # Times that differ by less are taken for equal.
 SAME_TIME = 1.05
@@ -57,81 +57,92 @@ def quality_chart(
         settings: of the cells, the best first; they are called 1, 2, ... after their places.
         seconds: an image.
         values: figures, smaller is better.
-        deviations: of the figures; () = not known.
+        deviations: of the figures, drawn as bars; 0 = not known.
         names: settings that tell the cells apart.
         own: which cell has the run's own settings.
         metric: what the figures are.
         machine: where the time was taken.
     """
-    colour_name, marker_name = _told_by(settings, names)
-    levels = {name: _levels(settings, name) for name in (colour_name, marker_name) if name}
+    looks = _Looks(settings, names)
+    front = pareto_front(seconds, values)
     figure = Figure((9.5, 5.2), dpi=100, layout="constrained", facecolor="white")
     axes = figure.subplots()
-    front = pareto_front(seconds, values)
     x, y = np.asarray(seconds), np.asarray(values)
-    if len(front) > 1:
-        axes.plot(x[front], y[front], drawstyle="steps-post", color=FRONT_COLOUR, linewidth=1.2, zorder=1)
-    if len(deviations):
-        axes.errorbar(x, y, yerr=deviations, fmt="none", ecolor="#c8c8c8", elinewidth=1, zorder=0)
+    axes.plot(x[front], y[front], drawstyle="steps-post", color=FRONT_COLOUR, linewidth=1.2, zorder=1)
+    axes.errorbar(x, y, yerr=deviations, fmt="none", ecolor="#c8c8c8", elinewidth=1, zorder=0)
     for index, cell in enumerate(settings):
+        is_worth = index in front
         axes.scatter(
-            x[index], y[index], s=60, zorder=3, linewidth=1.6 if index in front else 0.6,
-            color=_colour(levels, colour_name, cell), marker=_marker(levels, marker_name, cell),
-            edgecolor=FRONT_COLOUR if index in front else "white",
+            x[index], y[index], s=60, zorder=3, color=looks.colour(cell), marker=looks.marker(cell),
+            linewidth=1.6 if is_worth else 0.6, edgecolor=FRONT_COLOUR if is_worth else "white",
         )  # fmt: skip
-        if index in front or index == own:
+        if is_worth or index == own:
+            # Below and left of the front there is nothing.
+            offset, ha, va = ((-5, -6), "right", "top") if is_worth else ((8, 0), "left", "center")
             axes.annotate(
-                str(index + 1), (x[index], y[index]), (0, -9), textcoords="offset points", ha="center",
-                va="top", fontsize=9, fontweight="bold" if index == 0 else "normal",
+                str(index + 1), (x[index], y[index]), offset, textcoords="offset points", fontsize=9, ha=ha,
+                va=va, fontweight="bold" if index == 0 else "normal", zorder=4,
             )  # fmt: skip
     _scale(axes, x, y)
     axes.set(xlabel=f"seconds an image ({machine})", ylabel=f"{metric}, lower is better")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e9e9e9", linewidth=0.6, which="both")
+    axes.grid(color="#e9e9e9", linewidth=0.6)
     axes.set_axisbelow(True)
 
-    handles = [
-        Line2D([], [], linestyle="", color=_colour(levels, name, {name: level}) if name == colour_name else "#777777",
-               marker=_marker(levels, name, {name: level}) if name == marker_name else "o", label=f"{name} {show(level)}")
-        for name in levels for level in levels[name]
-    ]  # fmt: skip
-    if handles:
+    if handles := looks.handles():
         figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
-    lines = [f"{i + 1}  {describe(settings[i], names)}" for i in front]
-    if own is not None and own not in front:
+    lines = [f"{index + 1}  {describe(settings[index], names)}" for index in front]
+    if front[-1] == 0:
+        lines[-1] += "  (best)"
+    if own is not None:
         lines.append(f"{own + 1}  the run's own settings")
     figure.legend(
-        handles=[Line2D([], [], linestyle="", label=line) for line in lines], loc="outside lower center",
-        frameon=False, fontsize=9, handlelength=0, title="nothing as fast is better, fastest first",
-        title_fontproperties={"size": 9, "weight": "bold"}, alignment="left",
+        handles=[Line2D([], [], linestyle="", label=line) for line in lines], loc="outside lower left",
+        frameon=False, fontsize=9, handlelength=0, alignment="left",
+        title="Nothing that is as fast is better, the fastest first:", title_fontproperties={"size": 9},
     )  # fmt: skip
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
 
 
-def _told_by(settings: Sequence[Mapping[str, Any]], names: Sequence[str]) -> tuple[str, str]:
-    """The settings that colours and markers stand for; "" = none. Steps are seen on the axis of time."""
-    counts = {name: len(_levels(settings, name)) for name in names}
-    varying = sorted(
-        (name for name in names if counts[name] > 1), key=lambda name: (name == "steps", -counts[name])
-    )
-    few = [name for name in varying[1:] if counts[name] <= len(MARKERS)]
-    return (*varying[:1], "")[0], (*few[:1], "")[0]
+class _Looks:
+    """Colours that stand for one setting, and markers that stand for another."""
 
+    def __init__(self, settings: Sequence[Mapping[str, Any]], names: Sequence[str]):
+        levels = {name: sorted({cell[name] for cell in settings}) for name in names}
+        # Steps are seen on the axis of time already.
+        order = sorted(levels, key=lambda name: (name == "steps", -len(levels[name])))
+        varying = [name for name in order if len(levels[name]) > 1]
+        few = [name for name in varying[1:] if len(levels[name]) <= len(MARKERS)]
+        self._coloured = {name: levels[name] for name in varying[:1]}
+        self._marked = {name: levels[name] for name in few[:1]}
 
-def _levels(settings: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
-    return sorted({cell[name] for cell in settings})
+    def colour(self, cell: Mapping[str, Any]) -> Any:
+        """Of a cell; grey where no colour is told."""
+        for name, levels in self._coloured.items():
+            if name in cell:
+                return colormaps["viridis"](0.05 + 0.85 * levels.index(cell[name]) / (len(levels) - 1))
+        return "#777777"
 
+    def marker(self, cell: Mapping[str, Any]) -> str:
+        """Of a cell; a circle where no marker is told."""
+        for name, levels in self._marked.items():
+            if name in cell:
+                return MARKERS[levels.index(cell[name])]
+        return "o"
 
-def _colour(levels: Mapping[str, list], name: str, cell: Mapping[str, Any]) -> tuple:
-    values = levels.get(name, [None])
-    place = values.index(cell.get(name)) / max(len(values) - 1, 1) if name else 0.5
-    return colormaps["viridis"](0.05 + 0.85 * place)
-
-
-def _marker(levels: Mapping[str, list], name: str, cell: Mapping[str, Any]) -> str:
-    return MARKERS[levels[name].index(cell[name])] if name else "o"
+    def handles(self) -> list[Line2D]:
+        """For a legend."""
+        parts = [
+            {name: level} for looks in (self._coloured, self._marked) for name, levels in looks.items()
+            for level in levels
+        ]  # fmt: skip
+        return [
+            Line2D([], [], linestyle="", color=self.colour(part), marker=self.marker(part), label=label)
+            for part in parts
+            for label in [describe(part, part)]
+        ]
 
 
 def _scale(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:

@@ -12,6 +12,8 @@ from regvq_jax.errors import UserError
 from regvq_jax.evaluate.samples import SampleSettings
 from regvq_jax.settings import did_you_mean
 from regvq_jax.trainers import build_sampling
+from regvq_jax.trainers.diffusion import DiffusionPrior
+from regvq_jax.trainers.masked import MaskedPrior
 from regvq_jax.trainers.prior import TokenPrior
 
 Grid = Mapping[str, Sequence[Any]]
@@ -49,11 +51,13 @@ def default_grid(own: SampleSettings, prior: TokenPrior, guided: bool) -> Grid:
         prior: its prior.
         guided: it has a null condition to be guided away from.
     """
-    names = {
-        "autoregressive": ("temperature", "top_p"),
-        "masked": ("steps", "temperature" if getattr(own, "order", "") == "halton" else "choice_temperature"),
-        "diffusion": ("steps", "temperature" if getattr(prior, "process", "") == "absorbing" else "truncation"),
-    }[_kind(prior)]
+    if isinstance(prior, MaskedPrior):
+        # An order that is given has no choice.
+        names = ("steps", "choice_temperature" if own.order == "confidence" else "temperature")
+    elif isinstance(prior, DiffusionPrior):
+        names = ("steps", "truncation" if prior.process == "mask_replace" else "temperature")
+    else:
+        names = ("temperature", "top_p")
     around = {
         "steps": lambda x: (max(1, x // 2), x),
         "choice_temperature": lambda x: (x / 2 or _CHOICE_TEMPERATURE, x),
@@ -64,10 +68,6 @@ def default_grid(own: SampleSettings, prior: TokenPrior, guided: bool) -> Grid:
     }
     names += ("guidance",) * guided
     return {name: sorted(set(around[name](getattr(own, name)))) for name in names}
-
-
-def _kind(prior: TokenPrior) -> str:
-    return next(name for name, cls in build_sampling.PRIORS.items() if isinstance(prior, cls))
 
 
 def make_cells(
@@ -104,8 +104,8 @@ def make_cells(
     count = math.prod(len(values) for values in grid.values())
     if count > MAX_CELLS:
         raise UserError(
-            f"--grid makes {count:,} cells, and at most {MAX_CELLS} are swept at once: begin with fewer values, "
-            "then try more around the best; earlier cells stay in the table."
+            f"--grid makes {count:,} cells, and at most {MAX_CELLS} are swept at once: begin with fewer "
+            "values, then try more around the best; earlier cells stay in the table."
         )
     cells = []
     for values in itertools.product(*grid.values()):

@@ -58,7 +58,8 @@ def test_splits():
     assert score(logits, [4]) == pytest.approx((1, 0))
 
 
-def test_what_was_summed_stays(rng=np.random.default_rng(0)):
+def test_what_was_summed_stays():
+    rng = np.random.default_rng(0)
     first = add(empty_sums(2, 3), rng.standard_normal((4, 3)), np.array([0, 0, 1, 1]))
     before = [x.copy() for x in first]
     add(first, rng.standard_normal((2, 3)), np.array([0, 1]))

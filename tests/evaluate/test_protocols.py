@@ -142,8 +142,9 @@ def test_features_under_each_protocol_of_fid(inception, name):
         else:
             # Shown what was resized elsewhere; its own scaling is undone.
             shown = torch.from_numpy(reference(name, images).transpose(0, 3, 1, 2).copy()) * 128 + 128
+            inception = torch_fidelity_parts.load().inception
             resize = "interpolate_bilinear_2d_like_tensorflow1x"
-            with mock.patch.object(torch_fidelity_parts.load().inception, resize, lambda *_, **__: shown):
+            with mock.patch.object(inception, resize, return_value=shown):
                 expected = network(tensor)
         for ours, theirs in zip((out["features"], out["logits"]), expected, strict=True):
             theirs = theirs.numpy()
@@ -243,8 +244,9 @@ def dinov2(width):
         **{"blocks.0.mlp.fc1.weight": (8, width), "blocks.0.mlp.fc1.bias": (8,)},
         **{"blocks.0.mlp.fc2.weight": (width, 8), "blocks.0.mlp.fc2.bias": (width,)},
         **{f"blocks.0.ls{i}.gamma": (width,) for i in (1, 2)},
-        **{f"{x}.{y}": (width,) for x in ("blocks.0.norm1", "blocks.0.norm2", "norm") for y in ("weight", "bias")},
     }  # fmt: skip
+    for norm in ("blocks.0.norm1", "blocks.0.norm2", "norm"):
+        shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
     return {name: 0.3 * draw(shape, np.float32) for name, shape in shapes.items()}
 
 

@@ -168,7 +168,8 @@ def test_a_url(official):
 
 def test_other_weights_only_on_purpose(tmp_path, kept):
     path, digest = save(tmp_path)
-    with pytest.raises(UserError, match=f"sha256 {digest[:16]}.*begins? with 6726825d.*#sha256={digest[:16]}"):
+    start = digest[:16]
+    with pytest.raises(UserError, match=f"sha256 {start}.*begins? with 6726825d.*#sha256={start}"):
         load_inception(path)
     assert not kept.exists()
     for digits in (digest[:8], digest[:16].upper(), digest):
