@@ -78,6 +78,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         checkpoint_every_steps=100,
         accumulation_slices=1,
         ema_decay=0.995,
+        skip_nonfinite_steps=0,
+        hang_seconds=600,
     )
     config.evals = dict(
         reconstruction=dict(every_steps=400, num_shown=32, lpips="", protocols=("efficientnet_lite0",))
@@ -124,6 +126,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
             checkpoint_every_steps=125,
             accumulation_slices=1,
             ema_decay=0.995,
+            skip_nonfinite_steps=0,
+            hang_seconds=600,
         ),
         evals=dict(
             prior_loss=dict(every_steps=250, num_draws=2, all_captions=False),

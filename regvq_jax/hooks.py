@@ -1,11 +1,10 @@
-"""What watches a training: metrics and their clock, evaluations, the signal to end."""
+"""What watches a training: metrics and their clock, evaluations."""
 
 import logging
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from regvq_jax.errors import UserError
 from regvq_jax.evaluate.result import write_result
 from regvq_jax.files import write_json_atomic
 from regvq_jax.metrics import average, first_nonfinite
+from regvq_jax.optim import NONFINITE
 from regvq_jax.state import TrainState
 
 PyTree = Any
@@ -38,6 +38,9 @@ class MetricWindow:
             directory: where such a batch is saved.
             checkpoints: tells the last good one.
         """
+        shapes = jax.eval_shape(trainer.init, jax.random.key(0)).params
+        self._tensors = {network: tensor_names(tree) for network, tree in shapes.items()}
+        self._bad_in_a_row = 0
         self._trainer, self._batches = trainer, batches
         self._directory, self._checkpoints = directory, checkpoints
         self._first_step = start
@@ -75,10 +78,7 @@ class MetricWindow:
         """
         pending = jax.device_get(self._pending)
         elapsed = time.perf_counter() - self._clock
-        bad = first_nonfinite(pending, self._first_step)
-        if bad is not None:
-            self._stop(*bad)
-        means = average(pending)
+        means = average(self._leave_out_skipped(pending))
         images = self._trainer.train.batch_size * len(pending)
         means["perf/images_per_sec"] = images / elapsed
         means["perf/data_wait"] = self._waited / elapsed
@@ -88,6 +88,34 @@ class MetricWindow:
         self._pending, self._first_step, self._waited = [], done, 0.0
         self.restart_clock()
         return means
+
+    def _leave_out_skipped(self, pending: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The metrics of the steps that count; those that were skipped are logged, and may be too many."""
+        allowed = self._trainer.train.skip_nonfinite_steps
+        kept, skipped = [], 0
+        for step, metrics in enumerate(pending, self._first_step):
+            places = {name: int(metrics.pop(name)) for name in list(metrics) if name.startswith(NONFINITE)}
+            bad = first_nonfinite([metrics], step)
+            if bad is None and max(places.values(), default=-1) < 0:
+                self._bad_in_a_row = 0
+                kept.append(metrics)
+                continue
+            self._bad_in_a_row += 1
+            skipped += 1
+            name = bad[1] if bad else "a gradient"
+            for network, place in places.items():
+                if place >= 0:
+                    network = network.removeprefix(NONFINITE)
+                    name += f" (the gradient of {network}/{self._tensors[network][place]} first)"
+                    break
+            if self._bad_in_a_row > allowed:
+                self._stop(step, name)
+            log.warning("%s: %s is not finite at step %d, which is skipped", self._trainer.name, name, step)
+        if allowed:
+            kept = [metrics | {"optim/skipped_steps": float(skipped)} for metrics in kept] or [
+                {"train/loss": float("nan"), "optim/skipped_steps": float(skipped)}
+            ]
+        return kept
 
     def _stop(self, step: int, name: str) -> None:
         part = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
@@ -100,6 +128,12 @@ class MetricWindow:
             f"{self._checkpoints.directory}, the batch is in {path}; lower optim.lr, set optim.clip_norm, or "
             "look at the batch."
         )
+
+
+def tensor_names(tree: PyTree) -> list[str]:
+    """The paths of a tree's leaves, in jax's order."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
 
 
 class EvaluationHook:
@@ -160,19 +194,3 @@ class EvaluationHook:
         return results if step == done else None
 
 
-class PreemptionSignal:
-    """Notes SIGTERM, so that the loop can save at the next step boundary."""
-
-    def __init__(self):
-        """The signal is not caught yet."""
-        self.received = False
-
-    def __enter__(self) -> Self:
-        self._previous = signal.signal(signal.SIGTERM, self._receive)
-        return self
-
-    def __exit__(self, *exception) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
-
-    def _receive(self, signum, frame) -> None:
-        self.received = True

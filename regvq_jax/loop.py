@@ -17,12 +17,15 @@ from regvq_jax.checkpoint import Checkpoints
 from regvq_jax.data.pipeline import iterate
 from regvq_jax.evaluate.result import Evaluation
 from regvq_jax.files import read_json, write_json_atomic, write_text_atomic
-from regvq_jax.hooks import EvaluationHook, MetricWindow, PreemptionSignal
+from regvq_jax.hooks import EvaluationHook, MetricWindow
 from regvq_jax.metrics import make_writer
+from regvq_jax.optim import skip_nonfinite
+from regvq_jax.preemption import Preempted, PreemptionSignal
 from regvq_jax.profiler import Profile
 from regvq_jax.progress import Progress
 from regvq_jax.settings import DataSettings, TrainSettings
 from regvq_jax.state import TrainState
+from regvq_jax.watchdog import Watchdog
 
 PyTree = Any
 log = logging.getLogger("regvq_jax")
@@ -76,10 +79,6 @@ class Trainer(Protocol):
         """What looks at every window's and every evaluation's numbers, and may warn or end the training."""
 
 
-class Preempted(Exception):
-    """The system asked the run to end; everything is saved, and the same command goes on."""
-
-
 def train(
     trainer: Trainer, directory: Path, mesh: jax.sharding.Mesh, profile_steps: tuple[int, int] = (0, 0)
 ) -> dict[str, float]:
@@ -110,7 +109,8 @@ def train(
     ):
         batches = trainer.make_batches()
         frozen = jax.device_put(trainer.init_frozen(), sharding.replicated(mesh))
-        state, start, seconds = restore_or_init(trainer, checkpoints, mesh)
+        state, start, meta = restore_or_init(trainer, checkpoints, mesh)
+        seconds = meta["seconds"]
         writer = make_writer(directory, enabled=lead, resume_step=start)
         if lead:
             overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
@@ -122,20 +122,27 @@ def train(
         profile = Profile(directory / "profile", *profile_steps)
         window = MetricWindow(trainer, batches, start, seconds, directory, checkpoints)
         results: dict[str, float] = {}
+        if not meta["evaluated"] and start < settings.total_steps:
+            results |= evaluate(start, state, evaluate.due(start))  # It was interrupted.
 
-        with Progress(trainer.name, settings.total_steps, start, seconds, enabled=lead) as progress:
+        with (
+            Watchdog(trainer.name, settings.hang_seconds) as watchdog,
+            Progress(trainer.name, settings.total_steps, start, seconds, enabled=lead) as progress,
+        ):
             device_batches = window.timed(iterate_batches(trainer, batches, start, mesh))
             for step, batch in enumerate(device_batches, start):
                 state, metrics = step_fn(state, batch, frozen)
                 window.append(metrics)
                 profile(step, metrics)
+                watchdog.beat()
                 done = step + 1
                 evaluators = evaluate.due(done)
+                preempted = preemption.stops_after(done)
                 save_due = (
                     done % settings.checkpoint_every_steps == 0
                     or done == settings.total_steps
                     or bool(evaluators)
-                    or preemption.received
+                    or preempted
                 )
                 # Before anything is saved or judged, it is known to be finite.
                 log_due = save_due or done % settings.log_every_steps == 0 or done == start + 1
@@ -143,19 +150,27 @@ def train(
                     means = window.flush(done)
                     writer.write_scalars(done, means)
                     progress.update(done, loss=means["train/loss"])
-                if evaluators:
-                    evaluation = evaluate(done, state, evaluators)
-                    results |= evaluation
-                    means |= evaluation
-                if save_due:
-                    meta = {"data_position": done, "seconds": window.seconds}
-                    checkpoints.save(done, state, meta, evaluate.metrics_of(done))
-                    window.restart_clock()
+                meta = {"data_position": done, "seconds": window.seconds, "evaluated": True}
+                with watchdog.paused():
+                    if evaluators:
+                        try:
+                            # Whoever is asked to end saves first, and evaluates when started again.
+                            if preempted:
+                                raise Preempted(f"{trainer.name} is saved at step {done}")
+                            evaluation = evaluate(done, state, evaluators)
+                        except Preempted:
+                            checkpoints.save(done, state, meta | {"evaluated": False})
+                            raise
+                        results |= evaluation
+                        means |= evaluation
+                    if save_due:
+                        checkpoints.save(done, state, meta, evaluate.metrics_of(done))
+                        window.restart_clock()
                 # Whoever ends a training here has lost nothing that was to be saved.
                 if log_due and done < settings.total_steps:
                     for watch in watches:
                         watch(done, means)
-                if preemption.received and done < settings.total_steps:
+                if preempted and done < settings.total_steps:
                     raise Preempted(f"{trainer.name} is saved at step {done}")
         profile.close()
         if not results:  # Killed between the last checkpoint and the result.
@@ -177,8 +192,8 @@ def read_result(directory: Path) -> dict[str, float] | None:
 
 def restore_or_init(
     trainer: Trainer, checkpoints: Checkpoints, mesh: jax.sharding.Mesh
-) -> tuple[TrainState, int, float]:
-    """(state born sharded, first step to run, training seconds so far)."""
+) -> tuple[TrainState, int, dict[str, Any]]:
+    """(state born sharded, first step to run, the checkpoint's "seconds" so far and "evaluated")."""
     init = trainer.init
     key = jax.random.key(trainer.seed)
     shapes = jax.eval_shape(init, key)
@@ -189,13 +204,13 @@ def restore_or_init(
     if checkpoints.latest_step() is None:
         log.info("%s: starting", trainer.name)
         state = jax.jit(init, out_shardings=shardings)(key)
-        return state, 0, 0.0
+        return state, 0, {"seconds": 0.0, "evaluated": True}
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
     state, meta = checkpoints.restore(abstract)
     log.info("%s: going on from step %d", trainer.name, meta["data_position"])
-    return state, meta["data_position"], meta["seconds"]
+    return state, meta["data_position"], {"evaluated": True} | meta
 
 
 def compile_step(
@@ -206,8 +221,15 @@ def compile_step(
     began = time.perf_counter()
     state_shardings = sharding.param_shardings(state, mesh)
     whole = sharding.replicated(mesh)
+
+    def train_step(state, batch, frozen):
+        new, metrics = trainer.train_step(state, batch, frozen)
+        if trainer.train.skip_nonfinite_steps:
+            new = skip_nonfinite(state, new, metrics)
+        return new, metrics
+
     step_fn = jax.jit(
-        trainer.train_step,
+        train_step,
         donate_argnums=0,
         in_shardings=(state_shardings, sharding.batch_sharding(mesh), whole),
         out_shardings=(state_shardings, whole),

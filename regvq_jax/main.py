@@ -26,8 +26,8 @@ from regvq_jax.command_line import DEFAULT_COMPILATION_CACHE, keep_compiled
 from regvq_jax.distributed import check_same, fail_together
 from regvq_jax.errors import UserError
 from regvq_jax.files import local_copy
-from regvq_jax.loop import Preempted
 from regvq_jax.mirror import Mirror
+from regvq_jax.preemption import Preempted
 from regvq_jax.progress import setup_logging
 from regvq_jax.workdir import check_groups, lock_workdir, open_workdir
 

@@ -12,6 +12,8 @@ from regvq_jax.errors import UserError
 
 PyTree = Any
 SCHEDULES = ("constant", "cosine")
+# Begins the names of metrics that are no numbers for people, see `gradient_metrics`.
+NONFINITE = "nonfinite/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,38 @@ def make_optimizer(settings: OptimSettings, total_steps: int) -> optax.GradientT
     if settings.clip_norm > 0:
         return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
     return adam
+
+
+def gradient_metrics(grads: dict[str, PyTree]) -> dict[str, jax.Array]:
+    """Which gradient is the first that is not finite.
+
+    Args:
+        grads: by network.
+
+    Returns:
+        "nonfinite/NETWORK": int32 [], its place among the network's leaves; -1 = all of them are finite.
+    """
+
+    def first(tree):
+        bad = jnp.stack([~jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])
+        return jnp.where(bad.any(), jnp.argmax(bad), -1).astype(jnp.int32)
+
+    return {f"{NONFINITE}{name}": first(tree) for name, tree in grads.items()}
+
+
+def skip_nonfinite(old: PyTree, new: PyTree, metrics: dict[str, jax.Array]) -> PyTree:
+    """The new train state, or all but the step of the old one where a gradient or the loss is not finite.
+
+    Args:
+        old, new: train states around a step.
+        metrics: of the step, with `gradient_metrics` and "train/loss".
+    """
+    bad = ~jnp.isfinite(metrics["train/loss"])
+    for name, place in metrics.items():
+        if name.startswith(NONFINITE):
+            bad |= place >= 0
+    kept = jax.tree.map(lambda before, after: jnp.where(bad, before, after), old, new)
+    return kept.replace(step=new.step)
 
 
 def _is_kernel(path, value) -> bool:

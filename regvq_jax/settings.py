@@ -98,6 +98,9 @@ class TrainSettings:
         checkpoint_every_steps: at most this much is lost by a kill.
         accumulation_slices: gradients are averaged over this many parts of the batch, one after another.
         ema_decay: of the averaged parameters that are evaluated and kept.
+        skip_nonfinite_steps: so many steps in a row are skipped where a loss or a gradient is not finite (the
+            state is kept twice in memory for it); one more ends the training. 0 = the first one ends it.
+        hang_seconds: silence of a training after which it says where each thread stands; 0 = never.
     """
 
     batch_size: int
@@ -106,6 +109,8 @@ class TrainSettings:
     checkpoint_every_steps: int = 500
     accumulation_slices: int = 1
     ema_decay: float = 0.999
+    skip_nonfinite_steps: int = 0
+    hang_seconds: int = 600
 
     def __post_init__(self):
         for name in ("total_steps", "log_every_steps", "checkpoint_every_steps"):

@@ -16,9 +16,9 @@ from regvq_jax.data.skipped import write_skipped
 from regvq_jax.data.sources import SPLITS, Source
 from regvq_jax.errors import UserError
 from regvq_jax.files import write_json_atomic
-from regvq_jax.hooks import PreemptionSignal
 from regvq_jax.models.quantizer import IMPLICIT_KINDS
 from regvq_jax.models.tokenizer import ImageTokenizer, encode_maps
+from regvq_jax.preemption import PreemptionSignal
 from regvq_jax.report.closing import write_report
 from regvq_jax.settings import choose, from_config
 from regvq_jax.token_stage import Encoder, TokenSettings, best_codes, cache_tokens

@@ -21,8 +21,8 @@ from regvq_jax.data.tokens import TokenExample, write_tokens
 from regvq_jax.data.transforms import Element
 from regvq_jax.data.views import Views
 from regvq_jax.errors import UserError
-from regvq_jax.loop import Preempted
 from regvq_jax.models.tokenizer import ImageTokenizer
+from regvq_jax.preemption import Preempted
 from regvq_jax.progress import Progress, format_seconds
 
 PyTree = Any

@@ -17,6 +17,8 @@ from regvq_jax.errors import UserError
 from regvq_jax.evaluate.result import Evaluation
 from regvq_jax.files import read_json
 from regvq_jax.metric_writers import read_jsonl
+from regvq_jax.optim import gradient_metrics
+from regvq_jax.preemption import Preempted, stop_if_requested
 from regvq_jax.settings import DataSettings, TrainSettings
 from regvq_jax.state import init_state, update_ema
 
@@ -109,7 +111,7 @@ class ToyTrainer:
             opt_state={"toy": opt_state},
             ema={"toy": ema},
         )
-        return new, {"train/loss": loss}
+        return new, {"train/loss": loss} | gradient_metrics({"toy": grads})
 
 
 def final_state(directory):
@@ -162,7 +164,8 @@ def test_killed_before_the_result_is_written(tmp_path, one_device_mesh, unbroken
 
 def test_nan_stops_with_step_checkpoint_and_batch(tmp_path, one_device_mesh):
     # Row 60 is in batch 7; steps 0 to 5 are safe in the checkpoint of step 6.
-    with pytest.raises(UserError, match=r"train/loss is not finite at step 7; the last good .* step 6"):
+    words = r"train/loss \(the gradient of toy/w first\) is not finite at step 7; the last good .* step 6"
+    with pytest.raises(UserError, match=words):
         loop.train(ToyTrainer(Rows(60, not_a_number)), tmp_path, one_device_mesh)
     with np.load(tmp_path / "nonfinite_batch_7.npz") as batch:
         assert np.isnan(batch["x"]).any() and batch["x"].shape == (8, 3)
@@ -176,13 +179,68 @@ def test_sigterm_saves_and_goes_on(tmp_path, one_device_mesh, unbroken):
         os.kill(os.getpid(), signal.SIGTERM)
         return {"x": np.full((3,), 33, np.float32)}
 
-    with pytest.raises(loop.Preempted):
+    with pytest.raises(Preempted):
         loop.train(ToyTrainer(Rows(33, terminate)), tmp_path, one_device_mesh)
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as kept:
         assert kept.latest_step() == 5  # Row 33 is in batch 4, which is step 5's.
     loop.train(ToyTrainer(Rows()), tmp_path, one_device_mesh)
     jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path), final_state(unbroken[0]))
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def with_skips(allowed):
+    return TrainSettings(
+        batch_size=8, total_steps=12, log_every_steps=2, checkpoint_every_steps=3, skip_nonfinite_steps=allowed
+    )
+
+
+def test_a_rare_nan_is_skipped_and_counted(tmp_path, one_device_mesh, caplog):
+    # Row 60 is in batch 7.
+    trainer = ToyTrainer(Rows(60, not_a_number), train=with_skips(1))
+    with caplog.at_level("WARNING", "regvq_jax"):
+        loop.train(trainer, tmp_path, one_device_mesh)
+    assert "not finite at step 7, which is skipped" in caplog.text and "gradient of toy/w first" in caplog.text
+    lines = {line["step"]: line for line in read_jsonl(tmp_path / "metrics.jsonl") if "train/loss" in line}
+    assert lines[8]["optim/skipped_steps"] == 1 and lines[10]["optim/skipped_steps"] == 0
+    assert np.isfinite(lines[8]["train/loss"])
+    # What was skipped has left no trace: Adam has made one step fewer.
+    state = final_state(tmp_path)
+    assert state.step == 12 and state.opt_state["toy"][0].count == 11
+    assert np.isfinite(state.params["toy"]["w"]).all()
+
+
+def test_repeated_nan_ends_the_training_with_a_good_state(tmp_path, one_device_mesh):
+    class Poisoned(Rows):
+        def __getitem__(self, index):
+            return not_a_number() if index in (60, 68, 76) else super().__getitem__(index)
+
+    with pytest.raises(UserError, match=r"the gradient of toy/w first\) is not finite at step 9; the last good"):
+        loop.train(ToyTrainer(Poisoned(), train=with_skips(2)), tmp_path, one_device_mesh)
+    assert np.isfinite(final_state(tmp_path).params["toy"]["w"]).all()
+
+
+@dataclasses.dataclass
+class Interrupted(DistanceEvaluator):
+    """Is asked to end in the middle of its first call."""
+
+    def __call__(self, ema, frozen, mesh):
+        if self.calls == 0:
+            self.calls += 1
+            os.kill(os.getpid(), signal.SIGTERM)
+            stop_if_requested("half of it is kept")
+        return super().__call__(ema, frozen, mesh)
+
+
+def test_sigterm_during_an_evaluation_saves_and_evaluates_later(tmp_path, one_device_mesh, unbroken):
+    trainer = ToyTrainer(Rows(), evaluators=(Interrupted(),))
+    with pytest.raises(Preempted, match="half of it is kept"):
+        loop.train(trainer, tmp_path, one_device_mesh)
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as kept:
+        assert kept.latest_step() == 4
+    loop.train(trainer, tmp_path, one_device_mesh)
+    jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path), final_state(unbroken[0]))
+    evaluated = [line["step"] for line in read_jsonl(tmp_path / "metrics.jsonl") if "eval/distance" in line]
+    assert evaluated == [4, 8, 12]
 
 
 def test_a_batch_that_does_not_fit_the_mesh(tmp_path):

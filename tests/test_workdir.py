@@ -1,10 +1,12 @@
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
 from regvq_jax.errors import UserError
-from regvq_jax.workdir import load_config, open_workdir
+from regvq_jax.workdir import load_config, lock_workdir, open_workdir
 
 
 def test_a_workdir_remembers_its_config(tmp_path, tiny_config):
@@ -66,3 +68,21 @@ def test_a_config_of_another_version_names_what_it_lacks(tmp_path, tiny_config):
     record.write_text(json.dumps(content))
     with pytest.raises(UserError, match="config.json has no config.tokenizer, config.quantizer: .* version"):
         load_config(directory)
+
+
+def test_a_workdir_is_locked_against_a_second_run(tmp_path):
+    held = (
+        "import sys, time; from pathlib import Path; from regvq_jax.workdir import lock_workdir\n"
+        "with lock_workdir(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", held, tmp_path], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"in use by process {process.pid} on \S+: wait for it"):
+            with lock_workdir(tmp_path):
+                pytest.fail("it was given twice")
+    finally:
+        process.kill()
+        process.wait()
+    with lock_workdir(tmp_path):  # A kill leaves no lock behind.
+        pass

@@ -15,6 +15,7 @@ from PIL import Image
 
 from regvq_jax.data.images import ImageError, read_image
 from regvq_jax.files import report_write_errors, write_bytes_atomic
+from regvq_jax.preemption import stop_if_requested
 from regvq_jax.progress import Progress
 
 Batch = dict[str, np.ndarray]
@@ -69,6 +70,7 @@ def draw_all(
     done = 0
     with Progress("drawing", count, unit="images", enabled=jax.process_index() == 0) as progress:
         for batch in batches:
+            stop_if_requested("what was drawn is kept")
             images = _read_all(directory, batch["index"])
             if not _everywhere(images is not None):
                 images = draw_fn(batch)

@@ -22,6 +22,7 @@ from regvq_jax.evaluate.feature_statistics import (
 )
 from regvq_jax.evaluate.protocols import Extractor
 from regvq_jax.files import cache_dir, report_write_errors
+from regvq_jax.preemption import stop_if_requested
 from regvq_jax.progress import Progress, log
 
 # So many features are kept for what needs pairs of them (KID, precision, neighbours), as by ADM's evaluator.
@@ -196,6 +197,7 @@ def features_of(
         extractor.name, images.count, unit="images", enabled=jax.process_index() == 0
     ) as progress:
         for batch in images.batches():
+            stop_if_requested("the evaluation will begin again")
             device = sharding.put_batch({"image": batch["image"]}, mesh)
             collector.add(device["image"], batch["valid"], batch["index"])
             done += device["image"].shape[0]

@@ -16,6 +16,7 @@ from regvq_jax.evaluate.codebook import codebook_report, count_codes, perplexity
 from regvq_jax.evaluate.result import Evaluation
 from regvq_jax.models.quantizer import IMPLICIT_KINDS
 from regvq_jax.models.tokenizer import ImageTokenizer, one_hot_maps
+from regvq_jax.preemption import stop_if_requested
 
 PyTree = Any
 
@@ -75,6 +76,7 @@ class MapReconstruction:
         del frozen
         totals, shown = None, []
         for batch in self.batches():
+            stop_if_requested("the evaluation will begin again")
             sums, rebuilt = self._evaluate_batch(ema["tokenizer"], sharding.put_batch(batch, mesh))
             # A batch fits int32; a whole set of large maps may not.
             sums = jax.tree.map(lambda x: np.asarray(x, np.int64), jax.device_get(sums))

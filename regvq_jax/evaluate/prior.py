@@ -13,6 +13,7 @@ import numpy as np
 from regvq_jax import rng, sharding
 from regvq_jax.errors import UserError
 from regvq_jax.evaluate.result import Evaluation
+from regvq_jax.preemption import stop_if_requested
 
 PyTree = Any
 
@@ -60,6 +61,7 @@ class PriorLoss:
         # Where there are no captions there are no pairs.
         batches = (self.all_captions and self.pair_batches) or self.batches
         for index, batch in enumerate(batches()):
+            stop_if_requested("the evaluation will begin again")
             device_batch = sharding.put_batch(batch, mesh)
             key = rng.step_key(0, "evaluation_draw", index)
             for name, value in self._batch_sums(ema["prior"], frozen, device_batch, key).items():

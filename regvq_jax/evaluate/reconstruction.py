@@ -20,6 +20,7 @@ from regvq_jax.evaluate.result import Evaluation
 from regvq_jax.interop.perceptual_weights import load_lpips
 from regvq_jax.models.quantizer import IMPLICIT_KINDS
 from regvq_jax.models.tokenizer import ImageTokenizer
+from regvq_jax.preemption import stop_if_requested
 
 PyTree = Any
 
@@ -87,6 +88,7 @@ class Reconstruction:
         totals, shown = None, []
         judging = self._judge.start(mesh, self.images.count, "reconstruction {}".format)
         for batch in self.images.batches():
+            stop_if_requested("the evaluation will begin again")
             images = batch["image"]
             device_batch = sharding.put_batch({name: batch[name] for name in ("image", "valid")}, mesh)
             sums, reconstructions = self._evaluate_batch(ema["tokenizer"], lpips_params, device_batch)

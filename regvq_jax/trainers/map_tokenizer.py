@@ -135,6 +135,7 @@ class MapTokenizerTrainer:
             ema = {**ema, "quantizer": {"codebook": jnp.copy(moved_codebook)}}
 
         metrics["optim/grad_norm"] = optax.tree.norm(grads)
+        metrics |= optim.gradient_metrics({"tokenizer": grads})
         metrics |= share_metrics(statistics["code_shares"])
         new_state = state.replace(
             step=state.step + 1,

@@ -152,6 +152,7 @@ class PriorTrainer:
         params = optax.apply_updates(params, updates)
         ema = update_ema(state.ema["prior"], params, state.step, self.train.ema_decay)
         metrics["optim/grad_norm"] = optax.tree.norm(grads)
+        metrics |= optim.gradient_metrics({"prior": grads})
         new_state = state.replace(
             step=state.step + 1,
             params={"prior": params},

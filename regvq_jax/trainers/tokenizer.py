@@ -130,6 +130,7 @@ class TokenizerTrainer:
             # It is an average already; another one would blend restarted codes with what they were.
             ema["quantizer"] = jax.tree.map(jnp.copy, params["tokenizer"]["quantizer"])
         metrics["optim/grad_norm"] = optax.tree.norm(grads["tokenizer"])
+        metrics |= optim.gradient_metrics(grads)
         if self.loss.adversarial_weight > 0:
             metrics["optim/discriminator_grad_norm"] = Occasional(
                 optax.tree.norm(grads["discriminator"]), adversary_started.astype(jnp.float32)
