@@ -66,8 +66,8 @@ def start(requested: bool = False) -> None:
         where = os.environ.get(COORDINATOR, "the coordinator of this cluster")
         raise UserError(
             f"The processes did not find each other at {where} within {START_SECONDS} s "
-            f"({str(error).splitlines()[0]}): start as many as are expected, let all hosts reach the port, or "
-            f"set {COORDINATOR}=HOST:PORT, {NUM_PROCESSES} and {PROCESS_ID}."
+            f"({str(error).splitlines()[0]}): start as many as are expected, let all hosts reach the port, "
+            f"or set {COORDINATOR}=HOST:PORT, {NUM_PROCESSES} and {PROCESS_ID}."
         ) from error
 
 

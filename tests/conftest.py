@@ -15,6 +15,8 @@ os.environ.setdefault(
 os.environ.setdefault("REGVQ_JAX_CACHE", str(Path(__file__).parents[1] / ".pytest_cache" / "regvq_jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Several workers with several threads each wait for one another more than they work.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

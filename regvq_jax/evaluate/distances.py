@@ -60,17 +60,19 @@ def compare(real: Features, fake: Features, extractor: Extractor) -> Comparison:
         if features.statistics.count:  # 0: statistics of elsewhere do not say.
             check_count(int(features.statistics.count), side)
     counts = {"real_images": int(real.statistics.count), "fake_images": int(fake.statistics.count)}
-    known = [count for count in counts.values() if count]
+    fewest = min([count for count in counts.values() if count], default=0)
     warnings = []
     frechet = f"{'fid' if extractor.is_inception else 'fd'}_{tag}"
     metrics = {frechet: frechet_distance(real.statistics, fake.statistics)}
-    if min(known) < UNBIASED_FROM:
+    has_features = len(real.kept) > 0 and len(fake.kept) > 0
+    if 0 < fewest < UNBIASED_FROM:
+        advice = f", and look at kid_{tag}, which is not biased" if has_features else ""
         warnings.append(
-            f"{frechet} of {min(known):,} images is biased upwards, as it is below {UNBIASED_FROM:,}: "
-            f"compare it with figures of the same counts only, and look at kid_{tag}, which is not biased."
+            f"{frechet} of {fewest:,} images is biased upwards, as it is below {UNBIASED_FROM:,}: compare it "
+            f"with figures of the same counts only{advice}."
         )
     about = dict(counts)
-    if len(real.kept):
+    if has_features:
         size = min(len(real.kept), len(fake.kept))
         subset = KID_SUBSET_SIZE if size >= KID_SUBSET_SIZE else size // 2
         mean, deviation = kernel_distance(real.kept, fake.kept, subsets=KID_SUBSETS, subset_size=subset)
@@ -130,14 +132,17 @@ class Judge:
             UserError: an unknown protocol, weights that cannot be had, or too few images.
         """
         self.extractors = tuple(make_extractor(spec) for spec in protocols)
+        names = [extractor.name for extractor in self.extractors]
+        if len(set(names)) < len(names):
+            raise UserError(f"The protocols {', '.join(protocols)} name one twice: each has one figure.")
         if self.extractors:
             check_count(reference.count, reference.name)
         self.reference = reference
-        self._features: dict[tuple[str, str], Features] = {}
+        self._features: dict[tuple[str, str, str], Features] = {}
 
     def features(self, images: ImageSet, extractor: Extractor, mesh: jax.sharding.Mesh) -> Features:
         """Those of true images, computed at the first call."""
-        key = (images.name, extractor.name)
+        key = (images.name, extractor.name, extractor.digest)
         if key not in self._features:
             self._features[key] = features_of(images, extractor, mesh)
         return self._features[key]

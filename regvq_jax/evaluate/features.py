@@ -139,9 +139,11 @@ class Collector:
         kept, indices = np.concatenate(self._kept), np.concatenate(self._indices)
         sums = self._sums
         if jax.process_count() > 1:
-            kept, indices = _gather_rows(kept), _gather_rows(indices)
-            if sums is not None:
-                sums = jax.tree.map(lambda x: multihost_utils.process_allgather(x).sum(0), sums)
+            # Without x64, numbers are gathered in 32 bits.
+            with jax.enable_x64(True):
+                kept, indices = _gather_rows(kept), _gather_rows(indices)
+                if sums is not None:
+                    sums = jax.tree.map(lambda x: multihost_utils.process_allgather(x).sum(0), sums)
         order = np.argsort(indices)
         return Features(jax.device_get(self._statistics), kept[order], indices[order], sums)
 

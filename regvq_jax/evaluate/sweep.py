@@ -49,8 +49,10 @@ HELP = """Draws from a trained prior under many settings of its sampler, judges 
 Every combination of the values is a cell; what no --grid names is as in the run's config, and without any
 there are at most twelve cells around it. All cells draw from the same held-out conditions with the same
 noise. Images lie in RUN/results/sweep, figures in RUN/results/sweep.json: a sweep that was stopped goes on,
-and a later one with the same protocol, counts and seed adds its cells to the earlier ones. The best of many
-looks better than it is: for a figure to publish, draw anew with another seed (`generation`)."""
+and a later one with the same protocol, counts and seed adds its cells to the earlier ones.
+
+No figure sees whether images fit what they were drawn from: look at RUN/results/sweep_samples.png, too. The
+best of many looks better than it is: for a figure to publish, draw anew with another seed (`generation`)."""
 
 METRICS = ("kid", "fd", "fid")
 LONGEST = 400
@@ -156,8 +158,8 @@ def _report(results: Results, own: dict[str, Any], swept: list[str], args: Names
     if equals:
         fastest = min([0, *equals], key=lambda index: seconds[index])
         print(
-            f"{len(equals)} more cell(s) are within one deviation of the best; the fastest of these is "
-            f"{fastest + 1}. More images tell them apart."
+            f"within one deviation of the best: {', '.join(str(index + 1) for index in equals)}; the fastest "
+            f"of these and the best is {fastest + 1}; more images tell them apart"
         )
 
     figure, _, protocol = results.metric.removeprefix(PREFIX).partition("_")

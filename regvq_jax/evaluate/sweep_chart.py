@@ -84,7 +84,7 @@ def quality_chart(
                 va=va, fontweight="bold" if index == 0 else "normal", zorder=4,
             )  # fmt: skip
     _scale(axes, x, y)
-    axes.set(xlabel=f"seconds an image ({machine})", ylabel=f"{metric}, lower is better")
+    axes.set(xlabel=f"seconds an image ({machine})", ylabel=f"{metric}\nlower is better")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e9e9e9", linewidth=0.6)
     axes.set_axisbelow(True)

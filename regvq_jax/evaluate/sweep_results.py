@@ -12,6 +12,7 @@ from regvq_jax.progress import log
 NAME = "sweep.json"
 NUM_SHOWN = 8
 PREFIX = "eval/generation/"
+_CHOSEN = "The figures are the best cell's, which was chosen by one of them: drawn anew it may be less good."
 
 
 class Cell(NamedTuple):
@@ -62,8 +63,8 @@ class Results:
 
     @property
     def warnings(self) -> list[str]:
-        """Of the cells' figures."""
-        return self._about.get("warnings", [])
+        """What a reader of the figures has to know."""
+        return [warning for warning in self._about["warnings"] if warning != _CHOSEN] + [_CHOSEN]
 
     def find(self, settings: dict[str, Any]) -> Cell | None:
         """The cell of these settings, if there is one."""
@@ -81,7 +82,7 @@ class Results:
     def write(self, **more: Any) -> None:
         """Writes all cells, and the figures of the best as those of the file; **more as of `write_result`."""
         best = self.cells[0]
-        about = self._about | {"settings": self.identity}
+        about = self._about | {"settings": self.identity, "warnings": self.warnings}
         more |= {
             "ranked_by": self.metric, "best": best.settings, "cells": [cell._asdict() for cell in self.cells],
             "seconds": sum(cell.seconds for cell in self.cells),

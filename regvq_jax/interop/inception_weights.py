@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from regvq_jax.errors import UserError
@@ -88,16 +89,19 @@ def _get(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...], path
 
 def _read_once(weights: str) -> tuple[dict[str, np.ndarray], str, str]:
     """(tensors, sha256, path); a PyTorch file is read once with care and kept as safetensors."""
-    name, _, wanted = weights.partition("#sha256=")
-    if wanted and (len(wanted) < 8 or set(wanted.lower()) - set("0123456789abcdef")):
-        raise UserError(f"{weights}: after #sha256= give at least 8 hexadecimal digits.")
+    source = weights or os.environ.get(ENVIRONMENT, "")
+    name, _, wanted = source.partition("#sha256=")
+    if "#sha256=" in source and (len(wanted) < 8 or set(wanted.lower()) - set("0123456789abcdef")):
+        raise UserError(f"{source}: after #sha256= give at least 8 hexadecimal digits.")
+    if wanted and not name:
+        raise UserError(f"{source} names no file: write FILE#sha256=DIGITS.")
     kept = cache_dir("weights")
-    path = _named_file(name) if name or os.environ.get(ENVIRONMENT) else None
+    path = _named_file(name, from_environment=not weights) if name else None
     if path is None:
         known = [file for digits in FILES.values() for file in kept.glob(f"inception-{digits}*.safetensors")]
         if known:
             digest = known[0].stem.removeprefix("inception-")
-            return safetensors.numpy.load_file(known[0]), digest, str(known[0])
+            return _load_copy(known[0]), digest, str(known[0])
         path = _fetch()
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -106,13 +110,13 @@ def _read_once(weights: str) -> tuple[dict[str, np.ndarray], str, str]:
     allowed = (wanted.lower(),) if wanted else tuple(FILES.values())
     if not digest.startswith(allowed):
         raise UserError(
-            f"{path} has the sha256 {digest[:16]}..., but FID's begins with {' or '.join(set(allowed))}: fetch "
-            f"the file again ({MIRRORS[0] if MIRRORS else 'from where you had it'}), or, to use these "
+            f"{path} has the sha256 {digest[:16]}..., but FID's begins with {' or '.join(set(allowed))}: "
+            f"fetch the file again ({MIRRORS[0] if MIRRORS else 'from where you had it'}), or, to use these "
             f'on purpose, add "#sha256={digest[:16]}" to its name; the figures are then nobody else\'s.'
         )
     copy = kept / f"inception-{digest}.safetensors"
     if copy.exists():
-        return safetensors.numpy.load_file(copy), digest, str(path)
+        return _load_copy(copy), digest, str(path)
     tensors = read_torch_file(path)
     tensors = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
     with report_write_errors(copy):
@@ -121,9 +125,15 @@ def _read_once(weights: str) -> tuple[dict[str, np.ndarray], str, str]:
     return tensors, digest, str(path)
 
 
-def _named_file(name: str) -> Path:
+def _load_copy(copy: Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load_file(copy)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{copy} is damaged ({error}): delete it, it will be made again.") from error
+
+
+def _named_file(source: str, from_environment: bool) -> Path:
     """The file that the user or the environment names."""
-    source = name or os.environ[ENVIRONMENT]
     path = local_copy(source)
     if path.is_dir():
         for file in FILES:
@@ -132,7 +142,7 @@ def _named_file(name: str) -> Path:
         raise UserError(f"{source} has no {' or '.join(FILES)}: put one of them there.")
     if not path.is_file():
         raise UserError(
-            f"The weights {source} do not exist; " + ("" if name else f"{ENVIRONMENT} names them; ") + _ADVICE
+            f"The weights {source} do not exist{f' ({ENVIRONMENT} names them)' * from_environment}; {_ADVICE}"
         )
     return path
 

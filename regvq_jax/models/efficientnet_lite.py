@@ -29,8 +29,8 @@ BLOCKS = (
 class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0, in float32, its norms being part of the convolutions.
 
-    The parameters come from `interop.efficientnet_weights` and are not trained. Products have float32's precision
-    on every device, so that distances of two runs can be compared.
+    The parameters come from `interop.efficientnet_weights` and are not trained. Products have float32's
+    precision on every device, so that distances of two runs can be compared.
     """
 
     @nn.compact

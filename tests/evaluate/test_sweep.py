@@ -176,6 +176,7 @@ def test_it_goes_on_where_it_was(loaded, tmp_path, monkeypatch, capsys):
     assert {guidance for guidance, _ in loaded.runs[3].drawn} == {4}
     record = read_json(path)
     assert len(record["cells"]) == 5 and record["best"]["guidance"] == 4
+    assert len(record["warnings"]) == len(set(record["warnings"])) == 2
     assert "own" in capsys.readouterr().out
     # Images that are gone are drawn again.
     gone = next(cell for cell in record["cells"] if cell["settings"]["guidance"] == 1)

@@ -62,9 +62,9 @@ def random_inception():
     Returns:
         A torch module: uint8 [B, 3, H, W] -> (features [B, 2048], logits [B, 1008] without bias).
     """
-    import torch
-
     inception = load().inception
+    import torch  # There is one, or `load` had skipped the test.
+
     # Threads of torch beside those of jax wait for each other, on machines of few cores for seconds.
     torch.set_num_threads(1)
     cls = inception.FeatureExtractorInceptionV3

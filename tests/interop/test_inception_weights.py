@@ -133,7 +133,7 @@ def test_the_environment_names_a_file_a_folder_or_a_url(official, monkeypatch, t
     with pytest.raises(UserError, match=r"own has no weights-inception-2015-12-05-6726825d\.pth or pt_"):
         load_inception()
     monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "nowhere.pth"))
-    with pytest.raises(UserError, match=f"nowhere.pth do not exist; {ENVIRONMENT} names them; fetch "):
+    with pytest.raises(UserError, match=f"nowhere.pth do not exist .{ENVIRONMENT} names them.; fetch "):
         load_inception()
 
 
