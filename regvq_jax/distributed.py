@@ -4,6 +4,8 @@ import hashlib
 import json
 import logging
 import os
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import regvq_jax
+from regvq_jax.command_line import USER_ERROR
 from regvq_jax.errors import UserError
 from regvq_jax.workdir import flatten
 
@@ -42,6 +45,8 @@ def start(requested: bool = False) -> None:
             "coordinator_address": os.environ[COORDINATOR],
             "num_processes": _number(NUM_PROCESSES),
             "process_id": _number(PROCESS_ID),
+            # All is said: jax need not ask a cluster, which may refuse to answer.
+            "cluster_detection_method": "deactivate",
         }
         if not 0 <= arguments["process_id"] < arguments["num_processes"]:
             raise UserError(
@@ -56,19 +61,29 @@ def start(requested: bool = False) -> None:
         return
     else:
         log.info("waits for the other processes of the cluster, at most %d s", START_SECONDS)
+    mistake = (
+        f"The processes did not find each other at {os.environ.get(COORDINATOR, 'the coordinator')} within "
+        f"{START_SECONDS} s: start as many as are expected, let all hosts reach the port, or set "
+        f"{COORDINATOR}=HOST:PORT, {NUM_PROCESSES} and {PROCESS_ID}."
+    )
+    # jax itself would abort without a word for people.
+    timer = threading.Timer(START_SECONDS, _give_up, (mistake,))
+    timer.start()
     try:
         jax.distributed.initialize(
             **arguments,
-            initialization_timeout=START_SECONDS,
+            initialization_timeout=START_SECONDS + 60,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        where = os.environ.get(COORDINATOR, "the coordinator of this cluster")
-        raise UserError(
-            f"The processes did not find each other at {where} within {START_SECONDS} s "
-            f"({str(error).splitlines()[0]}): start as many as are expected, let all hosts reach the port, "
-            f"or set {COORDINATOR}=HOST:PORT, {NUM_PROCESSES} and {PROCESS_ID}."
-        ) from error
+        raise UserError(f"{mistake} ({str(error).splitlines()[0]})") from error
+    finally:
+        timer.cancel()
+
+
+def _give_up(mistake: str) -> None:
+    print(f"error: {mistake}", file=sys.stderr, flush=True)
+    os._exit(USER_ERROR)
 
 
 def _number(name: str) -> int:

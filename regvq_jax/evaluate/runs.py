@@ -1,8 +1,9 @@
 """A training's evaluators, once more for what has been trained: `python -m regvq_jax.evaluate COMMAND`."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 from ml_collections import ConfigDict
@@ -25,6 +26,8 @@ from regvq_jax.trained import TrainedPrior, load_prior, load_tokenizer, open_tok
 from regvq_jax.trainers import build, build_prior, build_sampling
 from regvq_jax.workdir import load_config
 
+PyTree = Any
+T = TypeVar("T")
 RECONSTRUCTION_HELP = """Judges a trained tokenizer on held-out images.
 
     python -m regvq_jax.evaluate reconstruction runs/quickstart --protocol=efficientnet_lite0
@@ -138,6 +141,7 @@ class LoadedRun:
         self._tokenizer, params = load_tokenizer(self.config, workdir)
         self.trained: TrainedPrior = load_prior(self.config, workdir, self._tokenizer, params)
         self._frozen = {**self.trained.frozen, "tokenizer": params}
+        self._sent: dict[jax.sharding.Mesh, tuple[PyTree, PyTree]] = {}
         self._heldout = build_prior.open_source(self.config, workdir, "heldout")
 
     def make_evaluator(self, changes: dict, batch_size: int, **fields) -> Generation:
@@ -155,11 +159,13 @@ class LoadedRun:
         )  # fmt: skip
         return Generation(**drawing, **fields)
 
-    def __call__(self, evaluator: Generation, mesh: jax.sharding.Mesh) -> Evaluation:
-        """Draws and judges."""
-        whole = sharding.replicated(mesh)
-        params, frozen = jax.device_put((self.trained.params, self._frozen), whole)
-        return evaluator({"prior": params}, frozen, mesh)
+    def __call__(self, evaluate_fn: Callable[[PyTree, PyTree, jax.sharding.Mesh], T], mesh) -> T:
+        """Calls an evaluator, or what has its arguments, with the parameters; they are sent to `mesh` once."""
+        if mesh not in self._sent:
+            whole = sharding.replicated(mesh)
+            self._sent[mesh] = jax.device_put((self.trained.params, self._frozen), whole)
+        params, frozen = self._sent[mesh]
+        return evaluate_fn({"prior": params}, frozen, mesh)
 
 
 def parse_settings(text: str) -> dict[str, str]:

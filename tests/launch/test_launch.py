@@ -256,7 +256,8 @@ class TestTpuVm:
         assert "--worker=all" in calls[2] and "--accelerator-type=v6e-8" in calls[1]
 
     def test_stop_lets_the_training_save_and_is_final(self, stub, tmp_path):
-        call = self.cloud(stub, tmp_path, 'trap "touch ~/saved; exit 42" TERM; for _ in {1..200}; do sleep 0.1; done')
+        wait = "for _ in {1..200}; do sleep 0.1; done"
+        call = self.cloud(stub, tmp_path, f'trap "touch ~/saved; exit 42" TERM; {wait}')
         worker = {**os.environ, "HOME": str(tmp_path / "0")}
         subprocess.run([LAUNCH / "tpu_worker.sh", "start", "--config=c"], env=worker, check=True)
         done, _ = call("status")
