@@ -212,7 +212,8 @@ def test_repeated_nan_ends_the_training_with_a_good_state(tmp_path, one_device_m
         def __getitem__(self, index):
             return not_a_number() if index in (60, 68, 76) else super().__getitem__(index)
 
-    with pytest.raises(UserError, match=r"the gradient of toy/w first\) is not finite at step 9; the last good"):
+    words = r"the gradient of toy/w first\) is not finite at step 9; the last good"
+    with pytest.raises(UserError, match=words):
         loop.train(ToyTrainer(Poisoned(), train=with_skips(2)), tmp_path, one_device_mesh)
     assert np.isfinite(final_state(tmp_path).params["toy"]["w"]).all()
 

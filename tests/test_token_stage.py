@@ -12,8 +12,8 @@ from regvq_jax.data.emoji.sources import EmojiGrounds, EmojiPictures, EmojiScene
 from regvq_jax.data.ranges import to_unit_range
 from regvq_jax.data.tokens import TokenSource, is_finished
 from regvq_jax.errors import UserError
-from regvq_jax.preemption import Preempted
 from regvq_jax.models.tokenizer import ImageTokenizer
+from regvq_jax.preemption import Preempted
 from regvq_jax.token_stage import Encoder, TokenSettings, best_codes, cache_tokens
 from regvq_jax.trainers import build
 

@@ -160,7 +160,7 @@ class LoadedRun:
         return Generation(**drawing, **fields)
 
     def __call__(self, evaluate_fn: Callable[[PyTree, PyTree, jax.sharding.Mesh], T], mesh) -> T:
-        """Calls an evaluator, or what has its arguments, with the parameters; they are sent to `mesh` once."""
+        """Calls an evaluator, or what has its arguments, with the parameters, sent to `mesh` once."""
         if mesh not in self._sent:
             whole = sharding.replicated(mesh)
             self._sent[mesh] = jax.device_put((self.trained.params, self._frozen), whole)

@@ -46,7 +46,7 @@ PICTURES = {
         "The samples nearest to training images, above the nearest of these: equals are copies",
     ),
     "sweep": ("Sweep", "Quality of samples against the time that they take, one point a sampler"),
-    "sweep_samples": ("Samples of the sweep", "The same conditions drawn by the best, a middling and the worst"),
+    "sweep_samples": ("Samples of the sweep", "The same conditions by the best, a middling and the worst"),
 }
 SAMPLES = {
     "none": "What the prior draws, told nothing",
