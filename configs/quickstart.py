@@ -18,7 +18,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.stages = ("tokenizer", "tokens", "prior", "report")
-    config.mesh = dict(data=-1, fsdp=1)
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.tokenizer = ""  # A tokenizer file takes the place of stage one.
 
     config.data = dict(

@@ -93,6 +93,11 @@ def _number(name: str) -> int:
     return int(text)
 
 
+def is_started() -> bool:
+    """Whether this process is one of several; may be asked before jax has started."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
 def is_lead() -> bool:
     """Whether this process is the one that writes."""
     return jax.process_index() == 0
@@ -109,6 +114,10 @@ def share_text(text: str) -> list[str]:
     return [row[:length].tobytes().decode() for row, length in pairs]
 
 
+class SharedError(UserError):
+    """A mistake that every process ends with, so that none has to be left waiting."""
+
+
 def fail_together(action: Callable[[], T], *, lead_first: bool = False) -> T:
     """Calls `action` in every process; the mistake that one of them finds ends all.
 
@@ -119,7 +128,7 @@ def fail_together(action: Callable[[], T], *, lead_first: bool = False) -> T:
         lead_first: the other processes begin when the first has finished.
 
     Raises:
-        UserError: of this process, or of the first that has one.
+        SharedError: what this process, or the first that has one, raised as UserError.
     """
     if jax.process_count() == 1:
         return action()
@@ -136,12 +145,12 @@ def fail_together(action: Callable[[], T], *, lead_first: bool = False) -> T:
     if lead_first:
         first = share_text(mistake)[0]
         if first:
-            raise UserError(mistake or f"Process 0: {first}")
+            raise SharedError(mistake or f"Process 0: {first}")
         if not is_lead():
             result, mistake = attempt()
     for index, other in enumerate(share_text(mistake)):
         if other:
-            raise UserError(mistake or f"Process {index}: {other}")
+            raise SharedError(mistake or f"Process {index}: {other}")
     return result
 
 
@@ -152,7 +161,7 @@ def check_same(config: Mapping[str, Any]) -> None:
         config: JSON of the run's config.
 
     Raises:
-        UserError: names the fields or versions in which the first other process differs from process 0.
+        SharedError: names the fields or versions in which the first other process differs from process 0.
     """
     if jax.process_count() == 1:
         return
@@ -170,11 +179,20 @@ def check_same(config: Mapping[str, Any]) -> None:
             if first.get(name) != other.get(name)
         ]
         if differing:
-            raise UserError(
+            raise SharedError(
                 f"Processes 0 and {index} were not started alike; they differ in "
                 f"{', '.join(differing[:MAX_SHOWN])}: give all of them the same command, config files and "
                 "installed packages."
             )
+
+
+def leave_alone() -> None:
+    """Ends this process of several at once, after a mistake that only it has found.
+
+    jax would wait for the others to end, too, for minutes; so they notice within REGVQ_HEARTBEAT_SECONDS.
+    """
+    sys.stderr.flush()
+    os._exit(USER_ERROR)
 
 
 def code_digest() -> str:

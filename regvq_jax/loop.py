@@ -98,6 +98,7 @@ def train(
         Preempted: SIGTERM arrived; the state is saved.
     """
     settings = trainer.train
+    mesh = sharding.mesh_of_stage(mesh, trainer.name)
     sharding.check_batch_size(
         settings.batch_size, mesh, field=f"{trainer.name} batch_size", slices=settings.accumulation_slices
     )
@@ -219,27 +220,39 @@ def compile_step(
     """The train step compiled ahead of time, with donated state; logs what it took."""
     log.info("%s: compiling the step, which the compilation cache keeps for the next run", trainer.name)
     began = time.perf_counter()
-    state_shardings = sharding.param_shardings(state, mesh)
-    whole = sharding.replicated(mesh)
-
-    def train_step(state, batch, frozen):
-        new, metrics = trainer.train_step(state, batch, frozen)
-        if trainer.train.skip_nonfinite_steps:
-            new = skip_nonfinite(state, new, metrics)
-        return new, metrics
-
-    step_fn = jax.jit(
-        train_step,
-        donate_argnums=0,
-        in_shardings=(state_shardings, sharding.batch_sharding(mesh), whole),
-        out_shardings=(state_shardings, whole),
-    )
+    step_fn = jit_step(trainer, state, mesh)
     compiled = step_fn.lower(state, sharding.put_batch(batch, mesh), frozen).compile()
     memory = compiled.memory_analysis()
     megabytes = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20 if memory else math.nan
     seconds = time.perf_counter() - began
     log.info("%s: step compiled in %.1f s, needs %.0f MiB a device", trainer.name, seconds, megabytes)
     return compiled
+
+
+def jit_step(trainer: Trainer, state: TrainState, mesh: jax.sharding.Mesh) -> Callable:
+    """The train step as a jitted function on a mesh, which takes the state's memory for its result.
+
+    Args:
+        trainer: the stage.
+        state: arrays or ShapeDtypeStructs.
+        mesh: of all devices.
+    """
+    state_shardings = sharding.param_shardings(state, mesh)
+    whole = sharding.replicated(mesh)
+
+    def train_step(state, batch, frozen):
+        params = sharding.gather(state.params, mesh, state_shardings.params)
+        new, metrics = trainer.train_step(state.replace(params=params), batch, frozen)
+        if trainer.train.skip_nonfinite_steps:
+            new = skip_nonfinite(state, new, metrics)
+        return new, metrics
+
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(state_shardings, sharding.batch_sharding(mesh), whole),
+        out_shardings=(state_shardings, whole),
+    )
 
 
 def iterate_batches(trainer: Trainer, batches: grain.MapDataset, start: int, mesh: jax.sharding.Mesh):

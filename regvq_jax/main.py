@@ -23,7 +23,7 @@ from ml_collections import ConfigDict, config_flags
 
 from regvq_jax import config_file, distributed, sharding, stages
 from regvq_jax.command_line import DEFAULT_COMPILATION_CACHE, keep_compiled
-from regvq_jax.distributed import check_same, fail_together
+from regvq_jax.distributed import SharedError, check_same, fail_together
 from regvq_jax.errors import UserError
 from regvq_jax.files import local_copy
 from regvq_jax.mirror import Mirror
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
     with local_directory(_WORKDIR.value) as directory:
         workdir = fail_together(lambda: open_workdir(directory, config), lead_first=True)
         with lock_workdir(workdir):
-            mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+            mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.get("tensor", 1))
             chosen = (_STAGE.value,) if _STAGE.value else tuple(config.stages)
             profile_steps = tuple(int(x) for x in _PROFILE.value)
             stages.run(config, workdir, mesh, chosen, profile_steps=profile_steps)
@@ -143,6 +143,8 @@ def run() -> None:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        if distributed.is_started() and not isinstance(error, SharedError):
+            distributed.leave_alone()
         sys.exit(USER_ERROR)
     except Preempted as preempted:
         print(f"ended by SIGTERM: {preempted}; run the same command to go on", file=sys.stderr)

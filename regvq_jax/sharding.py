@@ -1,6 +1,14 @@
-"""Device meshes, and which array lies where on them."""
+"""Device meshes, and which array lies where on them.
 
+Three axes: `data` splits the batch alone; `fsdp` splits the batch too, and what a training keeps from step to
+step (parameters, optimiser state, averages), whose parameters are put together for the length of each step;
+`tensor` splits the products of the transformer among devices that hold the same rows (Megatron-LM's way).
+"""
+
+import difflib
 import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,46 +18,109 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from regvq_jax.errors import UserError
 
 PyTree = Any
+AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
-# Smaller arrays are kept whole on every device: gathering them costs more than it saves.
+# Smaller arrays are kept whole along `fsdp`: gathering them costs more than it saves.
 MIN_SHARDED_SIZE = 2**14
+# (regular expression of the end of a name, axes of the array's last dimensions).
+Rule = tuple[str, tuple[str | None, ...]]
+# By network. What no rule fits is split along its largest axis over `fsdp`, which is all that convolutions
+# and codebooks want. Axes count from the last: layers that are scanned over lie stacked in front.
+RULES: dict[str, tuple[Rule, ...]] = {
+    "prior": (
+        # Heads and hidden units are split on the way in, and summed over on the way out: one sum each.
+        (r"attention/(query|key|value)/kernel", ("fsdp", "tensor", None)),
+        (r"attention/(query|key|value)/bias", ("tensor", None)),
+        (r"attention/out/kernel", ("tensor", None, "fsdp")),
+        (r"(mlp_in|modulation)/kernel", ("fsdp", "tensor")),
+        (r"(mlp_in|modulation)/bias", ("tensor",)),
+        (r"mlp_out/kernel", ("tensor", "fsdp")),
+        (r"token_embedding/embedding", ("fsdp", "tensor")),
+        (r"to_logits/kernel", ("fsdp", "tensor")),
+        (r"to_logits/bias", ("tensor",)),
+    ),
+}
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh with the axes `data` (batch only) and `fsdp` (batch and parameters).
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list[jax.Device] | None = None
+) -> Mesh:
+    """A mesh with the axes `AXES`.
 
     Args:
-        data: devices along `data`; -1 takes what the other axis leaves.
-        fsdp: devices along `fsdp`; -1 likewise; at most one of both may be -1.
+        data: devices along `data`; -1 takes what the other axes leave.
+        fsdp, tensor: devices along these; -1 likewise; at most one of the three may be -1.
         devices: all devices of all processes by default.
 
     Raises:
-        UserError: the axes do not multiply to the number of devices.
+        UserError: the axes do not multiply to the number of devices, or `tensor` reaches over several
+            processes, each of which reads rows of its own.
     """
     devices = jax.devices() if devices is None else devices
-    shape = [data, fsdp]
+    wanted = (data, fsdp, tensor)
+    shape = list(wanted)
     if shape.count(-1) == 1:
         rest = math.prod(size for size in shape if size != -1)
         shape[shape.index(-1)] = len(devices) // max(rest, 1)
     if min(shape) < 1 or math.prod(shape) != len(devices):
+        nearest = zip(AXES, _nearest_shape(wanted, len(devices)), strict=True)
+        given = f"mesh.data={data} x mesh.fsdp={fsdp}"
         raise UserError(
-            f"mesh.data={data} x mesh.fsdp={fsdp} does not fit {len(devices)} device(s); "
-            "set one of them to -1 to take all that the other leaves."
+            f"{given if tensor == 1 else f'mesh.tensor={tensor} x {given}'} does not fit {len(devices)} "
+            f"device(s); the nearest that does is {', '.join(f'{axis}={size}' for axis, size in nearest)}; "
+            "-1 for one of them takes all that the others leave."
         )
-    axis_types = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh(tuple(shape), BATCH_AXES, axis_types=axis_types, devices=devices)
+    mesh = jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    for group in mesh.devices.reshape(-1, shape[2]):
+        if len({device.process_index for device in group}) > 1:
+            own = sum(device.process_index == devices[0].process_index for device in devices)
+            raise UserError(
+                f"mesh.tensor={shape[2]} would reach over several processes, which read rows of their own; "
+                f"set it to a divisor of the {own} device(s) of a process, and mesh.fsdp higher for memory."
+            )
+    return mesh
+
+
+def _nearest_shape(wanted: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """The three sizes of product `count` that are nearest, as ratios, to those wanted; -1 = any."""
+    divisors = [n for n in range(1, count + 1) if count % n == 0]
+    shapes = [(count // f // t, f, t) for f in divisors for t in divisors if count % (f * t) == 0]
+
+    def distance(shape):
+        return sum(abs(math.log(a / max(b, 1))) for a, b in zip(shape, wanted, strict=True) if b != -1)
+
+    return min(shapes, key=distance)
+
+
+def mesh_of_stage(mesh: Mesh, network: str) -> Mesh:
+    """The mesh of a training: `tensor` goes to `data` where no rule of the network would use it."""
+    if any("tensor" in axes for _, axes in RULES.get(network, ())):
+        return mesh
+    data, fsdp, tensor = mesh.devices.shape
+    devices = mesh.devices.reshape(data * tensor, fsdp, 1)
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, *, field: str, slices: int = 1) -> None:
     """Raises UserError unless `batch_size` splits evenly over the mesh and the accumulation slices."""
-    unit = mesh.size * slices
+    parts = batch_parts(mesh)
+    unit = parts * slices
     if batch_size < 1 or batch_size % unit:
-        nearest = max(unit, round(batch_size / unit) * unit)
         raise UserError(
-            f"{field}={batch_size} does not divide over {mesh.size} device(s)"
+            f"{field}={batch_size} does not divide over {parts} device(s)"
             + (f" x {slices} accumulation slices" if slices > 1 else "")
-            + f"; the nearest that does is {nearest}."
+            + f"; the nearest that does is {nearest_batch_size(batch_size, unit)}."
         )
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def nearest_batch_size(batch_size: int, unit: int) -> int:
+    """The multiple of `unit` that is nearest, at least one."""
+    return max(unit, round(batch_size / unit) * unit)
 
 
 def check_codebook_size(codebook_size: int, mesh: Mesh) -> None:
@@ -58,7 +129,7 @@ def check_codebook_size(codebook_size: int, mesh: Mesh) -> None:
     if codebook_size % fsdp:
         raise UserError(
             f"config.quantizer.codebook_size={codebook_size} does not divide over mesh.fsdp={fsdp}; the "
-            f"nearest that does is {max(fsdp, round(codebook_size / fsdp) * fsdp)}, or set mesh.fsdp=1."
+            f"nearest that does is {nearest_batch_size(codebook_size, fsdp)}, or set mesh.fsdp=1."
         )
 
 
@@ -68,30 +139,88 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis split over all devices."""
+    """The first axis split over `data` and `fsdp`; devices along `tensor` hold the same rows."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def param_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Splits each large array along its largest axis that `fsdp` divides; keeps the others whole.
+def param_shardings(tree: PyTree, mesh: Mesh, rules: Mapping[str, tuple[Rule, ...]] = RULES) -> PyTree:
+    """Where each array lies, by the first rule that fits its name.
+
+    An axis that a rule names is left out where it does not divide the array's, and `fsdp` also where the array
+    is small. What no rule fits is split along the largest axis that `fsdp` divides.
 
     Args:
-        tree: pytree of arrays or ShapeDtypeStructs (a whole train state will do).
+        tree: pytree of arrays or ShapeDtypeStructs. Names are its keys with "/" between; the rules of a
+            network are for what lies below a key of its name: parameters, optimiser state and averages alike.
         mesh: as from `make_mesh`.
+        rules: by network.
 
     Returns:
         A pytree of NamedSharding of the same structure.
+
+    Raises:
+        UserError: a rule fits nothing in the tree of its network.
     """
-    fsdp = mesh.shape["fsdp"]
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    networks = [next((part for part in name.split("/") if part in rules), None) for name in names]
+    for network in dict.fromkeys(filter(None, networks)):
+        own = [name for name, of in zip(names, networks, strict=True) if of == network]
+        for pattern, _ in rules[network]:
+            if not any(re.search(f"{pattern}$", name) for name in own):
+                near = difflib.get_close_matches(pattern, own, n=3, cutoff=0)
+                raise UserError(
+                    f'The sharding rule "{pattern}" fits nothing in "{network}"; the nearest names are '
+                    f"{', '.join(near)}."
+                )
+    specs = [
+        _spec(name, x, mesh, rules.get(network, ()))
+        for name, network, (_, x) in zip(names, networks, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, [NamedSharding(mesh, spec) for spec in specs])
 
-    def choose(x) -> NamedSharding:
-        divisible = [axis for axis, size in enumerate(x.shape) if size % fsdp == 0]
-        if fsdp == 1 or x.size < MIN_SHARDED_SIZE or not divisible:
-            return replicated(mesh)
-        largest = max(divisible, key=lambda axis: x.shape[axis])
-        return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
 
-    return jax.tree.map(choose, tree)
+def _spec(name: str, x: Any, mesh: Mesh, rules: tuple[Rule, ...]) -> PartitionSpec:
+    """The axes of one array."""
+
+    def fits(axis: str | None, size: int) -> bool:
+        if axis is None or mesh.shape[axis] == 1 or size % mesh.shape[axis]:
+            return False
+        return axis != "fsdp" or x.size >= MIN_SHARDED_SIZE
+
+    for pattern, axes in rules:
+        if re.search(f"{pattern}$", name) and len(axes) <= x.ndim:
+            axes = (None,) * (x.ndim - len(axes)) + axes
+            return _trim([a if fits(a, size) else None for a, size in zip(axes, x.shape, strict=True)])
+    divisible = [place for place, size in enumerate(x.shape) if fits("fsdp", size)]
+    if not divisible:
+        return PartitionSpec()
+    largest = max(divisible, key=lambda place: x.shape[place])
+    return PartitionSpec(*[None] * largest, "fsdp")
+
+
+def _trim(axes: list[str | None]) -> PartitionSpec:
+    while axes and axes[-1] is None:
+        axes.pop()
+    return PartitionSpec(*axes)
+
+
+def gather(params: PyTree, mesh: Mesh, shardings: PyTree) -> PyTree:
+    """Parameters put together over `fsdp`, within a jitted function; what `tensor` splits stays split.
+
+    Where they are used split, the compiler rather splits the products than the batch: it then sums
+    activations over devices, many times the bytes of the parameters.
+
+    Args:
+        params: pytree of arrays.
+        mesh: as from `make_mesh`.
+        shardings: of `params`, from `param_shardings`.
+    """
+
+    def whole(sharding: NamedSharding) -> NamedSharding:
+        return NamedSharding(mesh, _trim([None if axis == "fsdp" else axis for axis in sharding.spec]))
+
+    return jax.lax.with_sharding_constraint(params, jax.tree.map(whole, shardings))
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -175,6 +175,8 @@ def run_training(make_trainer: Callable[[], Any], directory: Path, mesh, profile
         log.info("%s is done already", directory.name)
         return
     loop.train(make_trainer(), directory, mesh, profile_steps)
+    # The next stage looks for the result, which the first process has written by now.
+    multihost_utils.sync_global_devices(f"{directory.name} result")
 
 
 def keep_facts(directory: Path, facts: build_condition.PriorFacts) -> None:

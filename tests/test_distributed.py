@@ -115,6 +115,30 @@ def test_a_mistake_that_one_process_finds_ends_all(images, tmp_path):
         assert code == 2 and "cannot be made" in output, output
 
 
+def test_a_mistake_of_one_process_alone_ends_the_others_soon(images, tmp_path):
+    # The second does not find its images, which it needs only when the training begins.
+    def args(index):
+        folder = tmp_path / "gone" if index else images
+        return ["-c", LONE.format(folder=folder, args=arguments(images, tmp_path / "run")[2:])]
+
+    (one, said), (two, output) = finish(start_all(2, args, env={"REGVQ_HEARTBEAT_SECONDS": "10"}), 180)
+    assert two == 2 and "gone" in output, output
+    assert one != 0, said
+
+
+# `python -m regvq_jax.main`, with another folder of images than the config says.
+LONE = """
+import sys
+from regvq_jax import main
+from regvq_jax.data import sources
+make_source = sources.make_source
+from regvq_jax.trainers import build
+build.make_source = lambda spec, **options: make_source("folder:{folder}", **options)
+sys.argv = ["regvq_jax.main", *{args}]
+main.run()
+"""
+
+
 def test_a_dead_peer_ends_the_others(images, tmp_path):
     processes = start_all(
         2,
