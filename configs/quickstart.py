@@ -79,6 +79,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         accumulation_slices=1,
         ema_decay=0.995,
         skip_nonfinite_steps=0,
+        rollback_factor=0.0,
         hang_seconds=600,
     )
     config.evals = dict(
@@ -127,6 +128,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             accumulation_slices=1,
             ema_decay=0.995,
             skip_nonfinite_steps=0,
+            rollback_factor=0.0,
             hang_seconds=600,
         ),
         evals=dict(

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import grain
 import jax
 from clu import parameter_overview
+from jax.experimental import multihost_utils
 
 from regvq_jax import sharding
 from regvq_jax.checkpoint import Checkpoints
@@ -23,6 +24,7 @@ from regvq_jax.optim import skip_nonfinite
 from regvq_jax.preemption import Preempted, PreemptionSignal
 from regvq_jax.profiler import Profile
 from regvq_jax.progress import Progress
+from regvq_jax.rollback import LossSpike, SpikeWatch, note_rollback, skipped_batches
 from regvq_jax.settings import DataSettings, TrainSettings
 from regvq_jax.state import TrainState
 from regvq_jax.watchdog import Watchdog
@@ -84,6 +86,9 @@ def train(
 ) -> dict[str, float]:
     """Trains to the end, from the newest checkpoint in `directory` if there is one.
 
+    Where the loss jumps, and `rollback_factor` is set, it goes back to that checkpoint and leaves out the
+    batches since.
+
     Args:
         trainer: the stage.
         directory: for checkpoints, events, metrics.jsonl, images and, at the end, result.json.
@@ -97,6 +102,20 @@ def train(
         UserError: a loss is not finite; the batch size does not fit the mesh; saving failed.
         Preempted: SIGTERM arrived; the state is saved.
     """
+    # Over all returns: what is usual was learned before the first of them.
+    spike_watch = SpikeWatch(trainer.train.rollback_factor)
+    while True:
+        try:
+            return _train(trainer, directory, mesh, profile_steps, spike_watch)
+        except LossSpike as spike:
+            with Checkpoints(directory / "checkpoints", read_only=True) as checkpoints:
+                restart = checkpoints.latest_step() or 0
+            note_rollback(directory, spike, restart, trainer.name)
+            multihost_utils.sync_global_devices("rollback")
+
+
+def _train(trainer, directory, mesh, profile_steps, spike_watch) -> dict[str, float]:
+    """`train` until the end or a `LossSpike`."""
     settings = trainer.train
     mesh = sharding.mesh_of_stage(mesh, trainer.name)
     sharding.check_batch_size(
@@ -108,7 +127,8 @@ def train(
         PreemptionSignal() as preemption,
         Checkpoints(directory / "checkpoints", best_metric=best_metric, best_mode=best_mode) as checkpoints,
     ):
-        batches = trainer.make_batches()
+        # Steps count what was learned from, batches what was read.
+        batches = trainer.make_batches().slice(slice(skipped_batches(directory), None))
         frozen = jax.device_put(trainer.init_frozen(), sharding.replicated(mesh))
         state, start, meta = restore_or_init(trainer, checkpoints, mesh)
         seconds = meta["seconds"]
@@ -149,6 +169,7 @@ def train(
                 log_due = save_due or done % settings.log_every_steps == 0 or done == start + 1
                 if log_due:
                     means = window.flush(done)
+                    spike_watch(done, means["train/loss"])
                     writer.write_scalars(done, means)
                     progress.update(done, loss=means["train/loss"])
                 meta = {"data_position": done, "seconds": window.seconds, "evaluated": True}

@@ -100,6 +100,8 @@ class TrainSettings:
         ema_decay: of the averaged parameters that are evaluated and kept.
         skip_nonfinite_steps: so many steps in a row are skipped where a loss or a gradient is not finite (the
             state is kept twice in memory for it); one more ends the training. 0 = the first one ends it.
+        rollback_factor: a mean loss so many times the median of the last ones sends the training back to the
+            last checkpoint, past the batches since, three times at most; 0 = never.
         hang_seconds: silence of a training after which it says where each thread stands; 0 = never.
     """
 
@@ -110,6 +112,7 @@ class TrainSettings:
     accumulation_slices: int = 1
     ema_decay: float = 0.999
     skip_nonfinite_steps: int = 0
+    rollback_factor: float = 0.0
     hang_seconds: int = 600
 
     def __post_init__(self):

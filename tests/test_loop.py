@@ -198,7 +198,7 @@ def test_a_rare_nan_is_skipped_and_counted(tmp_path, one_device_mesh, caplog):
     with caplog.at_level("WARNING", "regvq_jax"):
         loop.train(trainer, tmp_path, one_device_mesh)
     assert "(the gradient of toy/w first) is not finite at step 7, which is skipped" in caplog.text
-    lines = {line["step"]: line for line in read_jsonl(tmp_path / "metrics.jsonl")}
+    lines = {r["step"]: r for r in read_jsonl(tmp_path / "metrics.jsonl") if "train/loss" in r}
     assert lines[8]["optim/skipped_steps"] == 1 and lines[10]["optim/skipped_steps"] == 0
     assert np.isfinite(lines[8]["train/loss"])
     # What was skipped has left no trace: Adam has made one step fewer.
@@ -216,6 +216,30 @@ def test_repeated_nan_ends_the_training_with_a_good_state(tmp_path, one_device_m
     with pytest.raises(UserError, match=words):
         loop.train(ToyTrainer(Poisoned(), train=with_skips(2)), tmp_path, one_device_mesh)
     assert np.isfinite(final_state(tmp_path).params["toy"]["w"]).all()
+
+
+def far_away():
+    return {"x": np.full((3,), 1e5, np.float32)}
+
+
+def test_a_jump_of_the_loss_goes_back_past_its_batches(tmp_path, one_device_mesh, caplog):
+    train = dataclasses.replace(
+        ToyTrainer(Rows()).train, log_every_steps=1, checkpoint_every_steps=3, rollback_factor=50.0
+    )
+    # Row 60 is in batch 7: steps 0 to 5 are in the checkpoint of step 6, batches 6 and 7 are left out.
+    with caplog.at_level("WARNING", "regvq_jax"):
+        loop.train(ToyTrainer(Rows(60, far_away), train=train), tmp_path, one_device_mesh)
+    assert "before step 8; goes back to step 6, past 2 batches" in caplog.text
+    assert [entry["skipped"] for entry in read_json(tmp_path / "rollbacks.json")] == [2]
+    lines = {r["step"]: r for r in read_jsonl(tmp_path / "metrics.jsonl") if "train/loss" in r}
+    assert max(line["train/loss"] for line in lines.values()) < 50 and max(lines) == 12
+
+    class Hopeless(Rows):
+        def __getitem__(self, index):
+            return far_away() if index >= 60 else super().__getitem__(index)
+
+    with pytest.raises(UserError, match="3 returns to a checkpoint have not helped; the last one is step 6"):
+        loop.train(ToyTrainer(Hopeless(), train=train), tmp_path / "hopeless", one_device_mesh)
 
 
 @dataclasses.dataclass

@@ -13,8 +13,8 @@
                 are made while they are taken; what that costs alone has a row of its own.
 
 Every program has a process of its own; they take turns. RSS is the growth of the process, loading of weights
-and compiling included. All run on the CPU: elsewhere, and where torch or torch-fidelity is not installed,
-ours are not compared with torch's.
+and compiling included. Ours run where JAX does; torch's is left out where that is no CPU, or where torch or
+torch-fidelity is not installed.
 """
 
 import argparse

@@ -58,7 +58,9 @@ def _update(statistics: FeatureStatistics, features: jax.Array, valid: jax.Array
     count = jnp.sum(valid, dtype=jnp.float64)
     mean = jnp.sum(jnp.where(valid[:, None], features, 0.0), 0) / jnp.maximum(count, 1.0)
     deviations = jnp.where(valid[:, None], features - mean, 0.0)
-    m2 = jnp.matmul(deviations.T, deviations, precision=jax.lax.Precision.HIGHEST)
+    # On CPUs XLA would fold the transposition into the product, which takes nearly twice the time.
+    transposed = jax.lax.optimization_barrier(deviations.T)
+    m2 = jnp.matmul(transposed, deviations, precision=jax.lax.Precision.HIGHEST)
     return merge(statistics, FeatureStatistics(count, mean, m2))
 
 

@@ -41,6 +41,7 @@ class InceptionV3(nn.Module):
                 stride,
                 [(p, p) for p in padding],
                 precision=jax.lax.Precision.HIGHEST,
+                conv_general_dilated=_convolve,
                 name=name,
             )
             return nn.relu(layer(x))
@@ -63,6 +64,23 @@ class InceptionV3(nn.Module):
         features = jnp.mean(x, (1, 2))
         classes = nn.Dense(NUM_CLASSES, use_bias=False, precision=jax.lax.Precision.HIGHEST, name="fc")
         return {"features": features, "logits": classes(features)}
+
+
+def _convolve(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Sequence[tuple[int, int]], **options
+) -> jax.Array:
+    """The same numbers as `jax.lax.conv_general_dilated`, sooner on CPUs.
+
+    XLA's convolution there is 1.2 to 5 times as slow where nothing is padded. So it gets a column that
+    changes none of those wanted; and what looks at one pixel is a product of matrices.
+    """
+    height, width = kernel.shape[:2]
+    if (height, width) == (1, 1):
+        return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0], precision=options["precision"])
+    if any(map(any, padding)):
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+    y = jax.lax.conv_general_dilated(x, kernel, strides, [(0, 0), (0, 1)], **options)
+    return y[:, :, : (x.shape[2] - width) // strides[1] + 1]
 
 
 def _average(x: jax.Array) -> jax.Array:
