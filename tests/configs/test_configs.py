@@ -1,5 +1,6 @@
 """Every config builds, has no unknown field, and its trainers can be traced."""
 
+import dataclasses
 import importlib
 import json
 import pkgutil
@@ -11,6 +12,8 @@ import pytest
 import configs
 from configs import ablation, common, emoji
 from regvq_jax.errors import UserError
+from regvq_jax.evaluate.generation import Generation
+from regvq_jax.evaluate.protocols import PROTOCOLS
 from regvq_jax.evaluate.samples import draw_tokens
 from regvq_jax.optim import OptimSettings, make_optimizer
 from regvq_jax.settings import DataSettings, TrainSettings, from_config
@@ -27,6 +30,9 @@ def test_every_config_traces_its_tokenizer(name, choice, image_folder):
     config = importlib.import_module(f"configs.{name}").get_config(choice)
     if config.data.source.startswith(("folder:", "tfds:")):
         config.data.update(source=f"folder:{image_folder}", upscale=True, num_label_classes=0)
+    for group in (config.evals.reconstruction, config.prior.evals.generation):
+        assert set(group.protocols) <= set(PROTOCOLS)
+        group.protocols = ()  # No test fetches weights.
     config.lock()
     trainer = build.make_tokenizer_trainer(config)
     state = jax.eval_shape(trainer.init, jax.random.key(0))
@@ -176,6 +182,14 @@ def test_both_ends_of_a_sweep_trace_in_small(choice):
 def test_a_mask_ratio_that_is_no_share_is_refused(ratio):
     with pytest.raises(UserError, match=f"config.quantizer.mask_ratio={ratio} is no share of the positions"):
         build.make_tokenizer_trainer(ablation.get_config(f"mask_ratio={ratio},tiny"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_is_judged_by_samples(name):
+    """Every field of its group is one of the evaluator's."""
+    group = importlib.import_module(f"configs.{name}").get_config(None).prior.evals.generation
+    known = {field.name for field in dataclasses.fields(Generation)}
+    assert set(group.keys()) <= known and group.reference == ("train" if name == "celebahq" else "heldout")
 
 
 @pytest.mark.parametrize("name", NAMES)
