@@ -6,7 +6,8 @@ import math
 import re
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-BITS = {"pred": 8, "bf16": 16} | {f"{kind}{bits}": bits for kind in "sufc" for bits in (4, 8, 16, 32, 64, 128)}
+BITS = {f"{kind}{bits}": bits for kind in "sufc" for bits in (4, 8, 16, 32, 64, 128)}
+BITS |= {"pred": 8, "bf16": 16}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
@@ -15,6 +16,9 @@ _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_LIMIT = re.compile(r"^s32\[\]\S* constant\((\d+)\)")
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_CHAIN = re.compile(r'channel_id=(\d+).*chain_id="(\d+)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,31 +49,41 @@ def _bits(name: str) -> int:
 
 
 def count_collectives(hlo: str) -> dict[str, Traffic]:
-    """The collectives of an optimised HLO module by kind, in the order of `KINDS`; kinds without any are left out.
+    """The collectives of an optimised HLO module by kind; kinds without any are left out.
 
-    Of a conditional both branches are counted; a loop whose rounds the compiler does not know counts once.
+    Of a conditional both branches are counted; a loop whose rounds cannot be told counts once.
     """
     found = {}  # Of each computation: (kind, bytes) of its own, (name, times) of those it calls.
+    limits = {}  # Of each computation: its whole numbers, one of which ends a loop.
+    chains = set()
     entry, own, calls, shapes = "", [], [], {}
     for line in hlo.splitlines():
         if header := _COMPUTATION.match(line):
             own, calls, shapes = [], [], {}
             found[header[2]] = (own, calls)
+            limits[header[2]] = numbers = []
             entry = header[2] if header[1] else entry
         elif instruction := _INSTRUCTION.match(line):
             name, rest = instruction.groups()
             # Long tuples number their parts in comments.
             rest = re.sub(r"/\*.*?\*/", "", rest)
+            if limit := _LIMIT.match(rest):
+                numbers.append(int(limit[1]))
             if not (opcode := _OPCODE.search(rest)):
                 continue
             result, operands = rest[: opcode.start()], rest[opcode.end() :].partition(")")[0]
             shapes[name] = shape_bytes(result)
-            trips = int(m[1]) if opcode[1] == "while" and (m := _TRIPS.search(rest)) else 1
+            trips = _rounds(rest, limits) if opcode[1] == "while" else 1
             called = _CALLED.findall(rest)
             for branches in _BRANCHES.findall(rest):
                 called += re.findall(r"[\w.\-]+", branches)
             kind = opcode[1].removesuffix("-start")
+            # A TPU's program goes on with one collective in several places, each of which spells it out.
+            chain = _CHAIN.search(rest)
+            if kind in KINDS and chain and chain.groups() in chains:
+                continue
             if kind in KINDS:
+                chains |= {chain.groups()} if chain else set()
                 given = sum(shapes.get(operand, 0) for operand in re.findall(r"%?([\w.\-]+)", operands))
                 # What starts a collective returns its operands too.
                 made = shapes[name] - (given if opcode[1].endswith("-start") else 0)
@@ -77,6 +91,14 @@ def count_collectives(hlo: str) -> dict[str, Traffic]:
             else:
                 calls += [(computation, trips) for computation in called]
     return _sum_up(found, entry)
+
+
+def _rounds(loop: str, limits: dict[str, list[int]]) -> int:
+    """How often the body of a `while` runs: as its text says, or up to the one number of its condition."""
+    if known := _TRIPS.search(loop):
+        return int(known[1])
+    numbers = limits.get(_CONDITION.search(loop)[1], [])
+    return numbers[0] if len(numbers) == 1 else 1
 
 
 def _sum_up(found: dict[str, tuple[list, list]], entry: str) -> dict[str, Traffic]:

@@ -208,7 +208,8 @@ def _feature_networks(config: ConfigDict, loss: LossSettings):
         features = ImageNetFeatures(settings.name, dtype)
     frozen, lpips = {"features": _params(features, image)}, None
     if loss.lpips_weight:
-        lpips = ImageNetFeatures(loss.lpips_network, dtype)
+        network = choose({name: name for name in LAYERS}, loss.lpips_network, "loss.lpips_network")
+        lpips = ImageNetFeatures(network, dtype)
         params = _params(lpips, image)
         taps = jax.eval_shape(lpips.apply, {"params": params}, image)
         heads = [jax.ShapeDtypeStruct(tap.shape[-1:], jnp.float32) for tap in taps]

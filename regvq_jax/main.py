@@ -21,7 +21,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from regvq_jax import config_file, distributed, sharding, stages
+from regvq_jax import config_file, distributed, dry_run, sharding, stages
 from regvq_jax.command_line import DEFAULT_COMPILATION_CACHE, keep_compiled
 from regvq_jax.distributed import SharedError, check_same, fail_together
 from regvq_jax.errors import UserError
@@ -55,6 +55,13 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _PROFILE = flags.DEFINE_list(
     "profile", ["0", "0"], "FIRST,COUNT: traces COUNT steps of each training from step FIRST on."
 )
+_DRY_RUN = flags.DEFINE_string(
+    "dry_run",
+    None,
+    "Trains nothing: compiles each training's step for so many fake devices, or for a TPU topology such as "
+    "v5e:16x16, and prints its memory, FLOPs, collectives and largest batch.",
+)
+_DRY_RUN_MEMORY = flags.DEFINE_float("dry_run_memory", 80.0, "GiB of a device, for the largest batch.")
 flags.register_validator(
     _PROFILE,
     lambda value: len(value) == 2 and all(part.isdigit() for part in value),
@@ -65,6 +72,10 @@ flags.register_validator(
 def main(argv: list[str]) -> int:
     """Runs the stages; returns the exit code."""
     del argv
+    if _DRY_RUN.value:
+        prepare_config(_CONFIG.value)
+        chosen = chosen_stages(_CONFIG.value)
+        return dry_run.run(_CONFIG.value, _DRY_RUN.value, _DRY_RUN_MEMORY.value, chosen, _WORKDIR.value)
     distributed.start(_DISTRIBUTED.value)
     if jax.process_count() > 1:
         setup_logging(process_index=jax.process_index())
@@ -76,10 +87,14 @@ def main(argv: list[str]) -> int:
         workdir = fail_together(lambda: open_workdir(directory, config), lead_first=True)
         with lock_workdir(workdir):
             mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.get("tensor", 1))
-            chosen = (_STAGE.value,) if _STAGE.value else tuple(config.stages)
             profile_steps = tuple(int(x) for x in _PROFILE.value)
-            stages.run(config, workdir, mesh, chosen, profile_steps=profile_steps)
+            stages.run(config, workdir, mesh, chosen_stages(config), profile_steps=profile_steps)
     return 0
+
+
+def chosen_stages(config: ConfigDict) -> tuple[str, ...]:
+    """The stages to run: that of --stage, or all of the config."""
+    return (_STAGE.value,) if _STAGE.value else tuple(config.stages)
 
 
 def prepare_config(config: ConfigDict) -> None:
@@ -131,7 +146,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     rest = config_file.parse_flags(flags.FLAGS, argv)
     if len(rest) > 1:
         raise UserError(f"Unexpected argument {rest[1]!r}; flags begin with -- (see --help).")
-    if flags.FLAGS.workdir is None and not wants_help:
+    if flags.FLAGS.workdir is None and flags.FLAGS.dry_run is None and not wants_help:
         raise UserError("--workdir is missing: name a directory, such as --workdir=runs/quickstart.")
     return rest
 

@@ -25,17 +25,17 @@ MIN_SHARDED_SIZE = 2**14
 # (regular expression of the end of a name, axes of the array's last dimensions).
 Rule = tuple[str, tuple[str | None, ...]]
 # By network. What no rule fits is split along its largest axis over `fsdp`, which is all that convolutions
-# and codebooks want. Axes count from the last: layers that are scanned over lie stacked in front.
+# and codebooks want. Axes count from the last, since layers that are scanned over lie stacked in front.
 RULES: dict[str, tuple[Rule, ...]] = {
     "prior": (
-        # Heads and hidden units are split on the way in, and summed over on the way out: one sum each.
+        # Heads and hidden units are split on the way in, and summed over on the way out: one sum each. Were
+        # the embeddings split as well, activations would stay split and be gathered for every norm.
         (r"attention/(query|key|value)/kernel", ("fsdp", "tensor", None)),
         (r"attention/(query|key|value)/bias", ("tensor", None)),
         (r"attention/out/kernel", ("tensor", None, "fsdp")),
         (r"(mlp_in|modulation)/kernel", ("fsdp", "tensor")),
         (r"(mlp_in|modulation)/bias", ("tensor",)),
         (r"mlp_out/kernel", ("tensor", "fsdp")),
-        (r"token_embedding/embedding", ("fsdp", "tensor")),
         (r"to_logits/kernel", ("fsdp", "tensor")),
         (r"to_logits/bias", ("tensor",)),
     ),
@@ -146,8 +146,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def param_shardings(tree: PyTree, mesh: Mesh, rules: Mapping[str, tuple[Rule, ...]] = RULES) -> PyTree:
     """Where each array lies, by the first rule that fits its name.
 
-    An axis that a rule names is left out where it does not divide the array's, and `fsdp` also where the array
-    is small. What no rule fits is split along the largest axis that `fsdp` divides.
+    An axis that a rule names is left out where it does not divide the array's, and `fsdp` also where the
+    array is small. Where no rule places `fsdp`, it splits the largest axis that is free and that it divides.
 
     Args:
         tree: pytree of arrays or ShapeDtypeStructs. Names are its keys with "/" between; the rules of a
@@ -168,7 +168,9 @@ def param_shardings(tree: PyTree, mesh: Mesh, rules: Mapping[str, tuple[Rule, ..
         own = [name for name, of in zip(names, networks, strict=True) if of == network]
         for pattern, _ in rules[network]:
             if not any(re.search(f"{pattern}$", name) for name in own):
-                near = difflib.get_close_matches(pattern, own, n=3, cutoff=0)
+                parts = pattern.count("/") + 1
+                ends = dict.fromkeys("/".join(name.split("/")[-parts:]) for name in own)
+                near = difflib.get_close_matches(pattern, list(ends), n=3, cutoff=0)
                 raise UserError(
                     f'The sharding rule "{pattern}" fits nothing in "{network}"; the nearest names are '
                     f"{', '.join(near)}."
@@ -188,15 +190,14 @@ def _spec(name: str, x: Any, mesh: Mesh, rules: tuple[Rule, ...]) -> PartitionSp
             return False
         return axis != "fsdp" or x.size >= MIN_SHARDED_SIZE
 
-    for pattern, axes in rules:
-        if re.search(f"{pattern}$", name) and len(axes) <= x.ndim:
-            axes = (None,) * (x.ndim - len(axes)) + axes
-            return _trim([a if fits(a, size) else None for a, size in zip(axes, x.shape, strict=True)])
-    divisible = [place for place, size in enumerate(x.shape) if fits("fsdp", size)]
-    if not divisible:
-        return PartitionSpec()
-    largest = max(divisible, key=lambda place: x.shape[place])
-    return PartitionSpec(*[None] * largest, "fsdp")
+    fitting = (axes for pattern, axes in rules if re.search(f"{pattern}$", name) and len(axes) <= x.ndim)
+    wanted = next(fitting, ())
+    wanted = (None,) * (x.ndim - len(wanted)) + wanted
+    axes = [axis if fits(axis, size) else None for axis, size in zip(wanted, x.shape, strict=True)]
+    free = [place for place, axis in enumerate(axes) if axis is None and fits("fsdp", x.shape[place])]
+    if "fsdp" not in axes and free:
+        axes[max(free, key=lambda place: x.shape[place])] = "fsdp"
+    return _trim(axes)
 
 
 def _trim(axes: list[str | None]) -> PartitionSpec:
