@@ -6,6 +6,7 @@ step (parameters, optimiser state, averages), whose parameters are put together 
 """
 
 import difflib
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -222,6 +223,27 @@ def gather(params: PyTree, mesh: Mesh, shardings: PyTree) -> PyTree:
         return NamedSharding(mesh, _trim([None if axis == "fsdp" else axis for axis in sharding.spec]))
 
     return jax.lax.with_sharding_constraint(params, jax.tree.map(whole, shardings))
+
+
+@functools.cache
+def _split_rows(mesh: Mesh):
+    return jax.jit(lambda x: x, out_shardings=batch_sharding(mesh))
+
+
+def local_rows(x: jax.Array, mesh: Mesh) -> np.ndarray:
+    """This process's rows of what was computed from a batch, in the order that `put_batch` took them in.
+
+    Args:
+        x: [B, ...], however the compiler has left it on the devices.
+        mesh: of the batch. Devices along `tensor` hold the same rows, which count once.
+
+    Returns:
+        [B / processes, ...].
+    """
+    x = _split_rows(mesh)(x)
+    shards = [shard for shard in x.addressable_shards if shard.replica_id == 0]
+    shards.sort(key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -218,3 +218,14 @@ def test_losses_and_gradients_of_the_tokenizer_are_those_of_one_device(
     # The other two are the same meshes: nothing of a tokenizer is split over `tensor`.
     meshes = [sharding.mesh_of_stage(sharding.make_mesh(*axes), "tokenizer") for axes in MESHES]
     assert [tuple(m.shape.values()) for m in meshes] == [(8, 1, 1), (4, 2, 1), (4, 2, 1), (8, 1, 1)]
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 2, 4)])
+def test_local_rows_are_those_that_were_put(shape):
+    mesh = sharding.make_mesh(*shape)
+    rows = np.arange(16 * 3).reshape(16, 3).astype(np.float32)
+    put = sharding.put_batch({"x": rows}, mesh)["x"]
+    np.testing.assert_array_equal(sharding.local_rows(put, mesh), rows)
+    # Also where the compiler has left them whole on every device.
+    whole = jax.device_put(put, sharding.replicated(mesh))
+    np.testing.assert_array_equal(sharding.local_rows(whole, mesh), rows)

@@ -117,7 +117,7 @@ class Collector:
             UserError: features that are not finite; names the image.
         """
         out = self._extractor.compiled(self._mesh)(images)
-        local = {name: _local_rows(x) for name, x in out.items()}
+        local = {name: sharding.local_rows(x, self._mesh) for name, x in out.items()}
         if not local["finite"][valid].all():
             bad = int(index[valid][~local["finite"][valid]][0])
             raise UserError(
@@ -146,10 +146,6 @@ class Collector:
                     sums = jax.tree.map(lambda x: multihost_utils.process_allgather(x).sum(0), sums)
         order = np.argsort(indices)
         return Features(jax.device_get(self._statistics), kept[order], indices[order], sums)
-
-
-def _local_rows(x: jax.Array) -> np.ndarray:
-    return np.concatenate([np.asarray(shard.data) for shard in x.addressable_shards])
 
 
 def _gather_rows(rows: np.ndarray) -> np.ndarray:

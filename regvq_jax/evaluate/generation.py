@@ -223,7 +223,7 @@ class Generation:
 
     def _draw_local(self, params, frozen, mesh, batch) -> np.ndarray:
         images = self._draw(params, frozen, self._put(batch, mesh))
-        return np.concatenate([np.asarray(shard.data) for shard in images.addressable_shards])
+        return sharding.local_rows(images, mesh)
 
     def _find_copies(self, verdict, directory: Path, mesh) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Figures and a sheet of the samples that lie nearest to training images."""

@@ -82,7 +82,7 @@ class MapReconstruction:
             sums = jax.tree.map(lambda x: np.asarray(x, np.int64), jax.device_get(sums))
             totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
             if sum(map(len, shown)) < self.num_shown:
-                local = np.concatenate([np.asarray(s.data) for s in rebuilt.addressable_shards])
+                local = sharding.local_rows(rebuilt, mesh)
                 shown.append(np.stack([batch["labels"], local], axis=1)[batch["valid"]])
 
         confusion, counts = totals["confusion"], totals["code_counts"]

@@ -96,7 +96,7 @@ class Reconstruction:
             sums = jax.device_get(sums)
             totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
             if sum(map(len, shown)) < self.num_shown:
-                local = np.concatenate([np.asarray(s.data) for s in reconstructions.addressable_shards])
+                local = sharding.local_rows(reconstructions, mesh)
                 shown.append(np.stack([images, local], axis=1)[batch["valid"]])
 
         counts = totals["code_counts"]

@@ -91,7 +91,7 @@ def test_batch_size_and_devices_change_nothing(make, frozen, one_device_mesh, tm
     results = [
         make(size, directory=tmp_path / str(i))(EMA, frozen, mesh).metrics
         for i, (size, mesh) in enumerate(
-            ((8, one_device_mesh), (16, one_device_mesh), (8, sharding.make_mesh(4, 2)))
+            ((8, one_device_mesh), (16, one_device_mesh), (8, sharding.make_mesh(2, 2, 2)))
         )
     ]
     assert results[0]["eval/generation/images"] == 20 and results[0]["eval/generation/fd_toy"] > 0

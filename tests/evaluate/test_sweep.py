@@ -62,6 +62,7 @@ class FakeRun(LoadedRun):
             condition=types.SimpleNamespace(kind="text"),
         )  # fmt: skip
         self._frozen = {"tokenizer": {"x": np.ones(1)}}
+        self._sent = {}
         self.drawn = []
 
     def make_evaluator(self, changes, batch_size, **fields):
