@@ -26,20 +26,27 @@ class MetricWindow:
     """Device metrics since they were last read, with the time they took."""
 
     def __init__(
-        self, trainer, batches, start: int, seconds: float, directory: Path, checkpoints: Checkpoints
+        self,
+        trainer,
+        batches,
+        params: dict[str, PyTree],
+        start: int,
+        seconds: float,
+        directory: Path,
+        checkpoints: Checkpoints,
     ):
         """Begins to count.
 
         Args:
             trainer: a `loop.Trainer`.
             batches: random access to batches by step, for the one to save when a number is not finite.
+            params: parameters by network, for the names of their gradients.
             start: finished steps.
             seconds: that these took.
             directory: where such a batch is saved.
             checkpoints: tells the last good one.
         """
-        shapes = jax.eval_shape(trainer.init, jax.random.key(0)).params
-        self._tensors = {network: tensor_names(tree) for network, tree in shapes.items()}
+        self._tensors = {network: tensor_names(tree) for network, tree in params.items()}
         self._bad_in_a_row = 0
         self._trainer, self._batches = trainer, batches
         self._directory, self._checkpoints = directory, checkpoints

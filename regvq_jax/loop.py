@@ -141,7 +141,7 @@ def _train(trainer, directory, mesh, profile_steps, spike_watch) -> dict[str, fl
             step_fn = compile_step(trainer, state, frozen, batches[start], mesh)
         evaluate = EvaluationHook(trainer, frozen, mesh, directory, writer)
         profile = Profile(directory / "profile", *profile_steps)
-        window = MetricWindow(trainer, batches, start, seconds, directory, checkpoints)
+        window = MetricWindow(trainer, batches, state.params, start, seconds, directory, checkpoints)
         results: dict[str, float] = {}
         if not meta["evaluated"] and start < settings.total_steps:
             results |= evaluate(start, state, evaluate.due(start))  # It was interrupted.

@@ -2,6 +2,7 @@
 
 import collections
 import logging
+import math
 import statistics
 from pathlib import Path
 
@@ -35,11 +36,13 @@ class SpikeWatch:
         self._losses: collections.deque[float] = collections.deque(maxlen=WINDOWS)
 
     def __call__(self, step: int, loss: float) -> None:
-        """Notes a mean loss.
+        """Notes a mean loss; one that is not finite, of steps that were skipped, says nothing.
 
         Raises:
             LossSpike: it is one. Nothing of it has been saved yet.
         """
+        if not math.isfinite(loss):
+            return
         if self._factor and len(self._losses) >= MIN_WINDOWS:
             usual = statistics.median(self._losses)
             # Losses below zero have no meaningful factor.

@@ -86,7 +86,8 @@ class Reconstruction:
         whole = sharding.replicated(mesh)
         lpips_params = self._lpips_params(mesh)
         totals, shown = None, []
-        judging = self._judge.start(mesh, self.images.count, "reconstruction {}".format)
+        name_fn = lambda index: f"(the reconstruction of {self.images.element_name(index)})"
+        judging = self._judge.start(mesh, self.images.count, name_fn)
         for batch in self.images.batches():
             stop_if_requested("the evaluation will begin again")
             images = batch["image"]

@@ -153,10 +153,14 @@ def image_set(config: ConfigDict, split: str, batch_size: int, limit: int = 0) -
     """
     source = open_source(config, split)
     count = len(source)
+    # Files have names; pictures that are drawn have numbers.
+    element_name = getattr(source, "element_name", str)
     identity = {"source": config.data.source, "fingerprint": source.fingerprint, "split": split}
     identity |= {"image_size": config.data.image_size, "crop": "short side to image_size, centre"}
     if 0 < limit < count:
-        source = Picked(source, spread(count, limit))
+        indices, whole_name = spread(count, limit), element_name
+        source = Picked(source, indices)
+        element_name = lambda index: whole_name(int(indices[index]))
         identity["limit"] = count = limit
     transforms = image_transforms(config, False)
 
@@ -172,6 +176,7 @@ def image_set(config: ConfigDict, split: str, batch_size: int, limit: int = 0) -
         batches=heldout_batches(source, transforms, batch_size),
         identity=identity,
         image_at=image_at,
+        element_name=element_name,
     )
 
 
