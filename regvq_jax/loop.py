@@ -158,7 +158,7 @@ def _train(trainer, directory, mesh, profile_steps, spike_watch) -> dict[str, fl
                 watchdog.beat()
                 done = step + 1
                 evaluators = evaluate.due(done)
-                preempted = preemption.stops_after(done)
+                preempted = preemption.stop_requested()
                 save_due = (
                     done % settings.checkpoint_every_steps == 0
                     or done == settings.total_steps

@@ -111,10 +111,10 @@ def run_tokens(config, workdir, mesh, profile_steps) -> None:
                 map_encoder=map_encoder,
                 seed=config.seed,
                 num_threads=config.data.num_threads,
-                stop_requested=lambda: preemption.received,
+                stop_requested=preemption.stop_requested,
             )
+        preemption.align()
     keep_skipped(workdir, sources)
-    multihost_utils.sync_global_devices("tokens")
 
 
 def keep_skipped(workdir: Path, sources: Mapping[str, Source]) -> None:
