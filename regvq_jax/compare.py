@@ -30,7 +30,7 @@ from regvq_jax.models.quantizer import IMPLICIT_KINDS
 from regvq_jax.models.tokenizer import ImageTokenizer
 from regvq_jax.progress import track
 from regvq_jax.trained import load_tokenizer
-from regvq_jax.trainers import build
+from regvq_jax.trainers import build_data
 from regvq_jax.workdir import FREE_FIELDS, MISSING, flatten, load_config
 
 PyTree = Any
@@ -207,11 +207,11 @@ def describe(runs: Sequence[Run]) -> str:
 
 def example_images(config: ConfigDict, count: int) -> np.ndarray:
     """Evenly chosen held-out images, as an evaluation sees them: uint8 [B, S, S, 3]."""
-    source = build.open_source(config, "heldout")
+    source = build_data.open_source(config, "heldout")
     elements = []
     for index in np.linspace(0, len(source) - 1, min(count, len(source))).astype(int):
         element = source[index]
-        for transform in build.image_transforms(config, training=False):
+        for transform in build_data.image_transforms(config, training=False):
             element = transform(element)
         elements.append(element["image"])
     return np.stack(elements)

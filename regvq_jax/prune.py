@@ -30,7 +30,7 @@ from regvq_jax.models.quantizer import IMPLICIT_KINDS
 from regvq_jax.models.tokenizer import ImageTokenizer
 from regvq_jax.progress import Progress
 from regvq_jax.trained import open_tokenizer
-from regvq_jax.trainers import build
+from regvq_jax.trainers import build, build_data
 from regvq_jax.workdir import load_config
 
 PyTree = Any
@@ -136,9 +136,9 @@ def count_run_codes(
     counts = np.zeros(size, np.int64)
     batch_size = config.tokens.batch_size
     for split in SPLITS:
-        source = build.open_source(config, split)
+        source = build_data.open_source(config, split)
         num_images = min(len(source), max_images or len(source))
-        batches = evaluation_batches(source, build.image_transforms(config, False), batch_size)
+        batches = evaluation_batches(source, build_data.image_transforms(config, False), batch_size)
         batches = itertools.islice(batches, -(-num_images // batch_size))
         with Progress(f"codes {split}", num_images, unit="images") as progress:
             for done, batch in enumerate(batches, 1):

@@ -23,7 +23,7 @@ from regvq_jax.report.closing import write_report
 from regvq_jax.settings import choose, from_config
 from regvq_jax.token_stage import Encoder, TokenSettings, best_codes, cache_tokens
 from regvq_jax.trained import FACTS_NAME, load_map_tokenizer, load_tokenizer, read_facts
-from regvq_jax.trainers import build, build_condition, build_prior
+from regvq_jax.trainers import build, build_condition, build_data, build_prior
 from regvq_jax.workdir import PRIOR_GROUPS, check_groups
 
 PyTree = Any
@@ -64,7 +64,7 @@ def run_tokenizer(config, workdir, mesh, profile_steps) -> None:
         return
 
     def make_trainer():
-        keep_skipped(workdir, {split: build.open_source(config, split) for split in SPLITS})
+        keep_skipped(workdir, {split: build_data.open_source(config, split) for split in SPLITS})
         trainer = build.make_tokenizer_trainer(config)
         if trainer.model.quantizer.kind not in IMPLICIT_KINDS:
             sharding.check_codebook_size(trainer.model.quantizer.codebook_size, mesh)
@@ -93,7 +93,7 @@ def run_tokens(config, workdir, mesh, profile_steps) -> None:
     require_tokenizer(config, workdir)
     settings = from_config(TokenSettings, config.tokens, "tokens")
     encoder = make_encoder(best_codes, *load_tokenizer(config, workdir))
-    sources = {split: build.open_source(config, split) for split in SPLITS}
+    sources = {split: build_data.open_source(config, split) for split in SPLITS}
     map_encoder = None
     if config.prior.condition == "map_tokens":
         require_stage(workdir, "map_tokenizer")

@@ -7,7 +7,7 @@ import pytest
 
 from configs import ade20k, coco, cub, emoji, quickstart
 from regvq_jax.described import describe
-from regvq_jax.trainers import build, build_prior
+from regvq_jax.trainers import build, build_data, build_prior
 
 
 def shapes(tree):
@@ -40,7 +40,7 @@ def test_the_tokenizer_is_the_one_that_is_trained(tiny_config):
 def test_the_prior_is_the_one_that_is_trained(choice):
     config = emoji.get_config(choice)
     config.prior.from_images = True
-    classes = build.open_source(config, "train").num_label_classes
+    classes = build_data.open_source(config, "train").num_label_classes
     config.data.num_label_classes = classes
     tokenizer, map_tokenizer = build.make_image_tokenizer(config), None
     side = config.data.image_size

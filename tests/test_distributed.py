@@ -132,8 +132,8 @@ import sys
 from regvq_jax import main
 from regvq_jax.data import sources
 make_source = sources.make_source
-from regvq_jax.trainers import build
-build.make_source = lambda spec, **options: make_source("folder:{folder}", **options)
+from regvq_jax.trainers import build_data
+build_data.make_source = lambda spec, **options: make_source("folder:{folder}", **options)
 sys.argv = ["regvq_jax.main", *{args}]
 main.run()
 """

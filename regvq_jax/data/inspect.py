@@ -35,7 +35,7 @@ from regvq_jax.errors import UserError
 from regvq_jax.files import check_writable, report_write_errors, write_json_atomic, write_text_atomic
 from regvq_jax.progress import track
 from regvq_jax.settings import DataSettings, from_config
-from regvq_jax.trainers import build
+from regvq_jax.trainers import build_data
 from regvq_jax.workdir import check_groups
 
 NUM_SHOWN = 32
@@ -80,7 +80,7 @@ def describe_split(config: ConfigDict, split: str, source: Source, num_examples:
         The entries of `statistics.describe_source` and `describe_images`, and "captions", "classes" and
         "labels" as of its other functions, None where there are none.
     """
-    transform_fns = build.crop_transforms(config, split == "train")
+    transform_fns = build_data.crop_transforms(config, split == "train")
 
     def look(index: int) -> statistics.Facts:
         element = source[int(index)]
@@ -120,7 +120,7 @@ def measure(config: ConfigDict, source: Source, seconds: float) -> list[dict[str
     for threads, workers in dict.fromkeys(((0, 0), (data.num_threads, data.num_workers))):
         speed = images_per_second(
             source,
-            build.image_transforms(config, True),
+            build_data.image_transforms(config, True),
             batch_size=min(config.train.batch_size, MAX_BATCH),
             num_threads=threads,
             num_workers=workers,
@@ -172,7 +172,7 @@ def write_pictures(
         for split, source in sources.items():
             training = split == "train"
             indices = statistics.spread(len(source), NUM_SHOWN)
-            transform_fns = build.crop_transforms(config, training)
+            transform_fns = build_data.crop_transforms(config, training)
             sheet = pictures.example_sheet(source, transform_fns, indices, config.seed if training else None)
             paths.append(output / f"{split}.png")
             sheet.save(paths[-1])
@@ -220,7 +220,7 @@ def write_duplicates(
     worst = found.matches[:NUM_SHOWN]
     with report_write_errors(output):
         pictures.duplicate_sheet(
-            sources["train"], sources["heldout"], build.crop_transforms(config, False), worst
+            sources["train"], sources["heldout"], build_data.crop_transforms(config, False), worst
         ).save(sheet)
     return [table, sheet]
 
@@ -235,7 +235,7 @@ def main(argv: Sequence[str]) -> None:
     name = Path(args.config.partition(":")[0]).stem
     output = (args.output or Path("runs", f"inspect-{name}")).expanduser().absolute()
     check_writable(output)
-    sources = {split: build.open_source(config, split) for split in SPLITS}
+    sources = {split: build_data.open_source(config, split) for split in SPLITS}
     for split, source in sources.items():
         if not len(source):
             raise UserError(f"The {split} split of {source.name} has no pictures: there is nothing to see.")

@@ -23,7 +23,7 @@ from regvq_jax.evaluate.reconstruction import Reconstruction
 from regvq_jax.evaluate.result import Evaluation
 from regvq_jax.report.page import write_html
 from regvq_jax.trained import TrainedPrior, load_prior, load_tokenizer, open_tokenizer
-from regvq_jax.trainers import build, build_prior, build_sampling
+from regvq_jax.trainers import build_data, build_prior, build_sampling
 from regvq_jax.workdir import load_config
 
 PyTree = Any
@@ -71,7 +71,7 @@ def reconstruction(argv: Sequence[str]) -> None:
         )
     evaluator = Reconstruction(
         model,
-        build.image_set(config, "heldout", fit_batch(args.batch_size, mesh)),
+        build_data.image_set(config, "heldout", fit_batch(args.batch_size, mesh)),
         lpips=args.lpips,
         protocols=(protocol_spec(args),),
     )

@@ -2,9 +2,7 @@
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -13,13 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from regvq_jax.data.pipeline import evaluation_batches, make_batches
-from regvq_jax.data.sources import Picked, Source, make_source
-from regvq_jax.data.statistics import spread
-from regvq_jax.data.transforms import Transform, keep, resize_and_crop
 from regvq_jax.errors import UserError
 from regvq_jax.evaluate import EVALUATORS
-from regvq_jax.evaluate.features import ImageSet
 from regvq_jax.interop.perceptual_weights import load_lpips, make_features
 from regvq_jax.models.discriminator import PatchDiscriminator
 from regvq_jax.models.features import RandomFeatures
@@ -28,6 +21,7 @@ from regvq_jax.models.layers import DTYPES
 from regvq_jax.models.tokenizer import ARCHITECTURES, ImageTokenizer
 from regvq_jax.optim import OptimSettings, make_optimizer
 from regvq_jax.settings import DataSettings, TrainSettings, choose, from_config
+from regvq_jax.trainers import build_data
 from regvq_jax.trainers.map_tokenizer import MapLossSettings, MapTokenizerTrainer
 from regvq_jax.trainers.tokenizer import TokenizerTrainer
 from regvq_jax.trainers.tokenizer_settings import (
@@ -80,104 +74,6 @@ def token_grid(config: ConfigDict, tokenizer: ImageTokenizer) -> tuple[int, int]
     """(h, w) of an image's tokens; the levels of a residual tokenizer stand side by side."""
     side = config.data.image_size // tokenizer.downsampling
     return side, side * tokenizer.quantizer.depth
-
-
-def open_source(config: ConfigDict, split: str) -> Source:
-    """The data source of a config, "train" or "heldout"."""
-    data = from_config(DataSettings, config.data, "data")
-    return make_source(
-        data.source,
-        split=split,
-        image_size=data.image_size,
-        upscale=data.upscale,
-        num_label_classes=data.num_label_classes,
-        class_folders=data.class_folders,
-        data_dir=data.data_dir,
-        heldout_split=data.heldout_split,
-        # No crop has more pixels than that. What is judged is decoded whole, as by everybody else.
-        decode_side=math.ceil(data.image_size * data.crop_scale) if split == "train" else None,
-    )
-
-
-def crop_transforms(config: ConfigDict, training: bool) -> list[Transform]:
-    """Elements to square ones: cropped, at random in training; image and label map together."""
-    data = from_config(DataSettings, config.data, "data")
-    crop = partial(
-        resize_and_crop,
-        size=data.image_size,
-        crop=data.crop if training else "center",
-        flip=training and data.flip,
-        max_scale=data.crop_scale,
-    )
-    return [crop]
-
-
-def image_transforms(config: ConfigDict, training: bool, name: str = "image") -> list[Transform]:
-    """Elements to {"image": uint8 [S, S, 3]} or {"labels": uint8 [S, S]}, as in `crop_transforms`."""
-    return [*crop_transforms(config, training), partial(keep, names=(name,))]
-
-
-def training_batches(source: Source, transforms: list[Transform], config: ConfigDict, batch_size: int):
-    """A function that makes this process's training batches, for `loop.Trainer.make_batches`."""
-    return partial(
-        make_batches,
-        source,
-        transforms,
-        batch_size=batch_size,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-
-
-def heldout_batches(source: Source, transforms: list[Transform], batch_size: int):
-    """A function that starts one pass of this process over a held-out source."""
-    return partial(
-        evaluation_batches,
-        source,
-        transforms,
-        batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-
-
-def image_set(config: ConfigDict, split: str, batch_size: int, limit: int = 0) -> ImageSet:
-    """The images of a split, cut from the centre, for evaluators to compare with.
-
-    Args:
-        config: of the run.
-        split: "train" or "heldout".
-        batch_size: of all processes together.
-        limit: so many at most, spread over the split; 0 = all.
-    """
-    source = open_source(config, split)
-    count = len(source)
-    # Files have names; pictures that are drawn have numbers.
-    element_name = getattr(source, "element_name", str)
-    identity = {"source": config.data.source, "fingerprint": source.fingerprint, "split": split}
-    identity |= {"image_size": config.data.image_size, "crop": "short side to image_size, centre"}
-    if 0 < limit < count:
-        indices, whole_name = spread(count, limit), element_name
-        source = Picked(source, indices)
-        element_name = lambda index: whole_name(int(indices[index]))
-        identity["limit"] = count = limit
-    transforms = image_transforms(config, False)
-
-    def image_at(index: int) -> np.ndarray:
-        element = source[index]
-        for transform in transforms:
-            element = transform(element, None)
-        return element["image"]
-
-    return ImageSet(
-        name=f"{count:,} {split} images of {config.data.source} at {config.data.image_size} px",
-        count=count,
-        batches=heldout_batches(source, transforms, batch_size),
-        identity=identity,
-        image_at=image_at,
-        element_name=element_name,
-    )
 
 
 def make_evaluators(evals: ConfigDict, field: str, **shared) -> tuple:
@@ -259,7 +155,8 @@ def make_tokenizer_trainer(config: ConfigDict) -> TokenizerTrainer:
     features, lpips, frozen = make_feature_networks(config, loss)
     # The discriminator's schedule begins when it does.
     adversarial_steps = max(train.total_steps - loss.adversarial_start_step, optim.warmup_steps + 1)
-    source = open_source(config, "train")
+    source = build_data.open_source(config, "train")
+    transforms = build_data.image_transforms(config, True)
     return TokenizerTrainer(
         model=model,
         discriminator=make_module(PatchDiscriminator, config.discriminator, "discriminator"),
@@ -275,13 +172,13 @@ def make_tokenizer_trainer(config: ConfigDict) -> TokenizerTrainer:
         seed=config.seed,
         train=train,
         data=data,
-        make_batches=training_batches(source, image_transforms(config, True), config, train.batch_size),
+        make_batches=build_data.training_batches(source, transforms, config, train.batch_size),
         num_examples=len(source),
         evaluators=make_evaluators(
             config.evals,
             "evals",
             model=model,
-            images=image_set(config, "heldout", train.batch_size),
+            images=build_data.image_set(config, "heldout", train.batch_size),
         ),
     )
 
@@ -316,7 +213,7 @@ def make_map_tokenizer_trainer(config: ConfigDict) -> MapTokenizerTrainer:
     Raises:
         UserError: the config or its data are wrong, or have no label maps.
     """
-    source, heldout = (open_source(config, split) for split in ("train", "heldout"))
+    source, heldout = (build_data.open_source(config, split) for split in ("train", "heldout"))
     if not source.num_label_classes:
         raise UserError(
             f"{source.name} has no label maps to train a map tokenizer on: set data.num_label_classes for "
@@ -330,6 +227,9 @@ def make_map_tokenizer_trainer(config: ConfigDict) -> MapTokenizerTrainer:
     loss = from_config(MapLossSettings, group.loss, "map_tokenizer.loss")
     check_terms(quantizer, loss)
     check_whole_batch(quantizer, train, "map_tokenizer.")
+    cut_at_random, cut_at_centre = (
+        build_data.image_transforms(config, training, "labels") for training in (True, False)
+    )
     return MapTokenizerTrainer(
         model=model,
         quantizer=quantizer,
@@ -338,15 +238,13 @@ def make_map_tokenizer_trainer(config: ConfigDict) -> MapTokenizerTrainer:
         seed=config.seed,
         train=train,
         data=from_config(DataSettings, config.data, "data"),
-        make_batches=training_batches(
-            source, image_transforms(config, True, "labels"), config, train.batch_size
-        ),
+        make_batches=build_data.training_batches(source, cut_at_random, config, train.batch_size),
         num_examples=len(source),
         evaluators=make_evaluators(
             group.evals,
             "map_tokenizer.evals",
             model=model,
-            batches=heldout_batches(heldout, image_transforms(config, False, "labels"), train.batch_size),
+            batches=build_data.heldout_batches(heldout, cut_at_centre, train.batch_size),
         ),
     )
 

@@ -28,7 +28,7 @@ from regvq_jax.models.transformer import POSITIONS
 from regvq_jax.optim import OptimSettings, make_optimizer
 from regvq_jax.settings import DataSettings, TrainSettings, choose, from_config
 from regvq_jax.token_stage import TokenSettings, best_codes
-from regvq_jax.trainers import build
+from regvq_jax.trainers import build, build_data
 from regvq_jax.trainers.build_condition import PriorFacts, TextSettings, gather_facts, make_condition
 from regvq_jax.trainers.build_sampling import check_sampling, make_prior, make_prompts, sample_settings
 from regvq_jax.trainers.prior import PriorTrainer, TokenPrior, batch_inputs, init_params
@@ -146,7 +146,7 @@ def make_prior_trainer(
         seed=config.seed,
         train=train,
         data=from_config(DataSettings, config.data, "data"),
-        make_batches=build.training_batches(source, transforms(True), config, train.batch_size),
+        make_batches=build_data.training_batches(source, transforms(True), config, train.batch_size),
         num_examples=len(source),
         encode_images_fn=encode_images_fn,
         evaluators=build.make_evaluators(
@@ -154,7 +154,7 @@ def make_prior_trainer(
             "prior.evals",
             bound_fn=partial(bound, prior, model),
             inputs_fn=inputs_fn,
-            batches=build.heldout_batches(shuffled(heldout), transforms(False), train.batch_size),
+            batches=build_data.heldout_batches(shuffled(heldout), transforms(False), train.batch_size),
             pair_batches=partial(pair_batches, heldout, transforms(False), train.batch_size)
             if condition.kind == "text"
             else None,
@@ -168,7 +168,7 @@ def make_prior_trainer(
 
 def pair_batches(heldout: Source | TokenSource, transforms: list[Transform], batch_size: int):
     """One pass of this process over all pairs of a held-out image and one of its captions."""
-    return build.heldout_batches(shuffled(EveryCaption(heldout)), transforms, batch_size)()
+    return build_data.heldout_batches(shuffled(EveryCaption(heldout)), transforms, batch_size)()
 
 
 def drawing(
@@ -203,12 +203,12 @@ def condition_batches(
     source = shuffled(EveryCaption(heldout) if several else heldout)
     picked = Picked(source, np.arange(count) % len(source))
     names = ("labels",) if condition.kind in ("map", "map_tokens") else ()
-    return build.heldout_batches(picked, prior_transforms(config, condition, names)(False), batch_size)()
+    return build_data.heldout_batches(picked, prior_transforms(config, condition, names)(False), batch_size)()
 
 
 def reference_images(config: ConfigDict, batch_size: int, split: str, limit: int) -> ImageSet:
-    """`build.image_set` with its arguments in the order that `evaluate.generation` asks in."""
-    return build.image_set(config, split, batch_size, limit)
+    """`build_data.image_set` with its arguments in the order that `evaluate.generation` asks in."""
+    return build_data.image_set(config, split, batch_size, limit)
 
 
 def describe_sampler(prior: TokenPrior, settings: SampleSettings, facts: PriorFacts) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def describe_sampler(prior: TokenPrior, settings: SampleSettings, facts: PriorFa
 def open_source(config: ConfigDict, workdir: Path, split: str) -> Source | TokenSource:
     """A split's token cache, or its images where `config.prior.from_images`."""
     if config.prior.from_images:
-        return build.open_source(config, split)
+        return build_data.open_source(config, split)
     return TokenSource(workdir / "tokens" / split)
 
 
@@ -256,7 +256,7 @@ def prior_transforms(config: ConfigDict, condition: Condition, names: tuple[str,
         names = ("image",) if from_images else ("tokens",)
 
     def transforms(training: bool) -> list[Transform]:
-        crops = build.crop_transforms(config, training) if from_images else []
+        crops = build_data.crop_transforms(config, training) if from_images else []
         name = INPUTS[condition.kind]
         if from_images and condition.kind == "map_tokens":
             name = "labels"  # Encoded in the step, as the image is.

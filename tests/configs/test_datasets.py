@@ -11,7 +11,7 @@ from regvq_jax import Tokenizer, stages
 from regvq_jax.data import prepare
 from regvq_jax.errors import UserError
 from regvq_jax.files import read_json
-from regvq_jax.trainers import build
+from regvq_jax.trainers import build_data
 from regvq_jax.workdir import open_workdir
 from tests import miniatures
 
@@ -52,7 +52,7 @@ def test_from_the_download_to_samples(name, tokenizer_file, tmp_path, one_device
     result = read_json(workdir / "prior" / "result.json")
     assert np.isfinite(result["eval/prior/bits_per_token"])
     assert (workdir / "samples.png").stat().st_size > 0
-    heldout = build.open_source(config, "heldout")
+    heldout = build_data.open_source(config, "heldout")
     assert read_json(workdir / "tokens" / "heldout" / "meta.json")["num_examples"] == len(heldout)
 
 
@@ -83,7 +83,7 @@ def test_what_is_not_prepared_says_how_to(tmp_path):
     config = importlib.import_module("configs.ade20k").get_config()
     config.data.data_dir = str(tmp_path)
     with pytest.raises(UserError, match="python -m regvq_jax.data prepare ade20k --raw=PATH"):
-        build.open_source(config, "train")
+        build_data.open_source(config, "train")
 
 
 def test_the_command_line(tmp_path):
