@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from regvq_jax import sharding
 from regvq_jax.checkpoint import Checkpoints
 from regvq_jax.errors import UserError
 from regvq_jax.evaluate.result import write_result
@@ -160,9 +161,10 @@ class EvaluationHook:
     def __call__(self, done: int, state: TrainState, evaluators: tuple) -> dict[str, float]:
         """Runs the evaluators on the averaged parameters after `done` steps; returns all their numbers."""
         results = {}
+        ema = sharding.gathered(state.ema, self._mesh)
         for evaluator in evaluators:
             began = time.perf_counter()
-            evaluation = evaluator(state.ema, self._frozen, self._mesh)
+            evaluation = evaluator(ema, self._frozen, self._mesh)
             results |= evaluation.metrics
             for name, picture in evaluation.images.items():
                 self._show(done, name, picture)

@@ -263,7 +263,8 @@ def jit_step(trainer: Trainer, state: TrainState, mesh: jax.sharding.Mesh) -> Ca
 
     def train_step(state, batch, frozen):
         params = sharding.gather(state.params, mesh, state_shardings.params)
-        new, metrics = trainer.train_step(state.replace(params=params), batch, frozen)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            new, metrics = trainer.train_step(state.replace(params=params), batch, frozen)
         if trainer.train.skip_nonfinite_steps:
             new = skip_nonfinite(state, new, metrics)
         return new, metrics

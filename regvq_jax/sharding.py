@@ -225,6 +225,31 @@ def gather(params: PyTree, mesh: Mesh, shardings: PyTree) -> PyTree:
     return jax.lax.with_sharding_constraint(params, jax.tree.map(whole, shardings))
 
 
+def gathered(params: PyTree, mesh: Mesh) -> PyTree:
+    """`gather` outside of a jitted function, for work that uses the same parameters again and again.
+
+    Args:
+        params: pytree of arrays that lie where `param_shardings` says.
+        mesh: as from `make_mesh`.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return params
+    shardings = param_shardings(params, mesh)
+    return jax.jit(lambda params: gather(params, mesh, shardings))(params)
+
+
+def split_batch(x: jax.Array) -> jax.Array:
+    """`x` [B, ...] with its rows split as those of a batch; for the borders between blocks of a network.
+
+    The compiler spreads a layout from the parameters and the batch on its own. Said at every border, it
+    can not settle on another one in between, and sum or gather activations there. Does nothing where no mesh
+    is set (`jax.sharding.use_abstract_mesh`): a few samples need not divide over the devices.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+
+
 @functools.cache
 def _split_rows(mesh: Mesh):
     return jax.jit(lambda x: x, out_shardings=batch_sharding(mesh))

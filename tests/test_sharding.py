@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -229,3 +231,38 @@ def test_local_rows_are_those_that_were_put(shape):
     # Also where the compiler has left them whole on every device.
     whole = jax.device_put(put, sharding.replicated(mesh))
     np.testing.assert_array_equal(sharding.local_rows(whole, mesh), rows)
+
+
+def test_gathered_parameters_are_whole_along_fsdp_alone(monkeypatch):
+    monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 16)
+    mesh = sharding.make_mesh(2, 2, 2)
+    params = state_shapes(make_trainer("masked", num_heads=4)).params
+    params = jax.tree.map(lambda x: np.arange(x.size, dtype=x.dtype).reshape(x.shape), params)
+    placed = jax.device_put(params, sharding.param_shardings(params, mesh))
+    whole = sharding.gathered(placed, mesh)
+    jax.tree.map(np.testing.assert_array_equal, whole, params)
+    specs = {str(x.sharding.spec) for x in jax.tree.leaves(whole)}
+    assert any("tensor" in spec for spec in specs) and not any("fsdp" in spec for spec in specs)
+    on_data = sharding.make_mesh(8)
+    assert sharding.gathered(placed, on_data) is placed
+
+
+def test_rows_are_split_at_the_borders_of_blocks():
+    x = jnp.zeros((8, 3))
+    assert sharding.split_batch(x) is x
+    mesh = sharding.make_mesh(2, 2, 2)
+
+    def split(x):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return sharding.split_batch(x)
+
+    # Whatever the compiler would rather do.
+    whole = sharding.replicated(mesh)
+    assert jax.jit(split, in_shardings=whole)(x).sharding.spec == P(("data", "fsdp"))
+    # Every block of a network says so, in the step that trainings compile.
+    trainer = make_trainer("autoregressive", Condition(), num_heads=4)
+    state, batch = state_shapes(trainer), {"tokens": jax.ShapeDtypeStruct((8, 4), jnp.int32)}
+    text = str(loop.jit_step(trainer, state, mesh).trace(state, batch, {}).jaxpr)
+    borders = re.findall(r"f32\[8,4,\d+\] = sharding_constraint\[\s.*\s.*\s.*spec=(.*)\)\n", text)
+    # Forward and backward.
+    assert borders == ["P(('data', 'fsdp'),)"] * (2 * trainer.model.depth), text

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from regvq_jax.models.attention import Attention, dense_init
 from regvq_jax.models.layers import Dtype
+from regvq_jax.sharding import split_batch
 
 # What a backward pass finds kept of each block: all, the results of its products, or its input alone.
 REMAT = {
@@ -234,6 +235,7 @@ class Blocks(nn.Module):
 
         def run(block, carry, layer):
             x, cache = carry
+            x = split_batch(x)
             return block(x, context, cache, layer, deterministic), None
 
         if self.remat != "none" and cache is None:

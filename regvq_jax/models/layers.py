@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from regvq_jax.errors import UserError
+from regvq_jax.sharding import split_batch
 
 Dtype = Any
 # By the names that configs and files give them.
@@ -44,6 +45,7 @@ def apply_block(block: nn.Module, x: jax.Array, remat: bool) -> jax.Array:
 
     The block is made by the caller, so that its parameters have the same names either way.
     """
+    x = split_batch(x)
     return nn.remat(lambda block, x: block(x))(block, x) if remat else block(x)
 
 
