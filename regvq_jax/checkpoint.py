@@ -63,7 +63,7 @@ class Checkpoints:
             async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
         )
         with report_write_errors(self.directory):
-            self._manager = ocp.CheckpointManager(
+            self._manager = _Manager(
                 self.directory,
                 options=options,
                 item_handlers={
@@ -287,6 +287,18 @@ class Checkpoints:
                 f"The checkpoint {self.directory / str(step)} cannot be read: {_cause(error)}. "
                 f"Restore that directory from a copy, or delete it{advice}."
             ) from error
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which leaves the question whether to end to the training loop."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """False: Orbax would ask with another number than the loop, and from its background thread.
+
+        jax's service ends all processes at a number that none has passed; a number that went back lets
+        it choose one that some have, and these go on without the others.
+        """
+        return False
 
 
 def _leaves_by_path(tree: PyTree) -> dict[str, Any]:

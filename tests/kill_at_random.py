@@ -33,6 +33,7 @@ def command(workdir: Path, steps: int) -> list[str]:
         *(sys.executable, "-m", "regvq_jax.main", "--config=configs/quickstart.py:tiny", "--stage=tokenizer"),
         *(f"--workdir={workdir}", f"--config.train.total_steps={steps}", "--config.train.log_every_steps=1"),
         *("--config.train.checkpoint_every_steps=1", f"--config.evals.reconstruction.every_steps={steps}"),
+        *("--config.train.accumulation_slices=2", "--config.loss.lecam_weight=0.1"),
     ]
 
 

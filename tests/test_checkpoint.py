@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import multihost_utils
 
 from regvq_jax.checkpoint import Checkpoints
 from regvq_jax.errors import UserError
@@ -151,6 +152,15 @@ def test_missing_step_names_those_that_exist(tmp_path):
         checkpoints.save(3, {"x": jnp.ones(2)}, META)
         with pytest.raises(UserError, match="no checkpoint of step 5 .* there is 3"):
             checkpoints.restore({"x": jax.ShapeDtypeStruct((2,), jnp.float32)}, step=5)
+
+
+def test_saving_does_not_ask_whether_to_end(tmp_path, monkeypatch):
+    """Of several processes, only the loop may: in turn, and with numbers that never go back."""
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"x": jnp.ones(2)}, META)
+    assert steps_on_disk(tmp_path) == [1] and not asked
 
 
 @pytest.mark.parametrize("victim", ["state/_METADATA", "state/manifest.ocdbt", "meta/metadata"])

@@ -13,7 +13,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from regvq_jax import main
 from regvq_jax.files import read_json
+from regvq_jax.preemption import Preempted
 
 TINY = "--config=configs/quickstart.py:tiny"
 ROOT = Path(__file__).parents[1]
@@ -145,3 +147,14 @@ def test_help(run_main):
     done = run_main("--help")
     for words in ("--config", "--workdir", "--stage", "run the same command again"):
         assert words in done.stdout
+
+
+def test_a_run_that_was_asked_to_end_says_run_me_again(monkeypatch, capsys):
+    def preempted(*args, **kwargs):
+        raise Preempted("tokenizer is saved at step 5")
+
+    monkeypatch.setattr(main.app, "run", preempted)
+    with pytest.raises(SystemExit) as ended:
+        main.run()
+    assert ended.value.code == 42
+    assert "tokenizer is saved at step 5; run the same command to go on" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import pytest
 
 from regvq_jax import preemption
 from regvq_jax.preemption import PreemptionSignal, stop_if_requested
-from tests.test_distributed import arguments, finish, images, start_all  # noqa: F401 (a fixture)
+from tests.processes import arguments, finish, start_all, write_images
 
 # `python -m regvq_jax.main`, whose second process gets SIGTERM where `function` of `module` is called.
 INTERRUPTED = """
@@ -12,6 +12,7 @@ import os, signal, sys, time
 import jax
 from regvq_jax import main
 from regvq_jax.{package} import {module}
+from tests import processes
 function = {module}.{function}
 def interrupted(*args, **kwargs):
     if jax.process_index() == 1:
@@ -20,6 +21,7 @@ def interrupted(*args, **kwargs):
     return function(*args, **kwargs)
 {module}.{function} = interrupted
 sys.argv = ["regvq_jax.main", *{args}]
+processes.keep_all_compiled()
 main.run()
 """
 
@@ -32,12 +34,14 @@ PLACES = {
 }
 
 
-def test_one_run_ended_between_steps_again_and_again(images, tmp_path):  # noqa: F811
+def test_one_run_ended_between_steps_again_and_again(tmp_path):
     args = arguments(
-        images,
+        write_images(tmp_path / "images"),
         tmp_path / "run",
         "--config.train.batch_size=2",
+        "--config.train.accumulation_slices=1",
         "--config.prior.train.batch_size=2",
+        "--config.prior.train.accumulation_slices=1",
         "--config.tokens.batch_size=2",
         "--config.tokens.shard_size=4",
     )

@@ -156,13 +156,37 @@ def test_what_is_not_there(tmp_path):
         tree.open_tree(tmp_path / "x.tgz", tmp_path / "scratch")
 
 
-def test_names_in_archives_lead_nowhere(tmp_path):
-    path = tmp_path / "x.zip"
+def zip_outside(path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("../../outside.txt", b"x")
+
+
+def tar_outside(path):
+    with tarfile.open(path, "w") as archive:
+        for name in ("../../outside.txt", str(path.parent.parent.parent / "outside.txt")):
+            member = tarfile.TarInfo(name)
+            member.size = 1
+            archive.addfile(member, io.BytesIO(b"x"))
+
+
+@pytest.mark.parametrize("name, write", [("x.zip", zip_outside), ("x.tar", tar_outside)])
+def test_names_in_archives_lead_nowhere(tmp_path, name, write):
+    path = tmp_path / name
+    write(path)
     opened = tree.open_tree(path)
+    for file in opened.files():
+        assert opened.read(file.path) == b"x"  # Where it lies, in the archive.
     assert not os.path.exists(tmp_path.parent.parent / "outside.txt")
-    assert [file for file in opened.files() if not file.path.startswith("..")] == []
+
+
+def test_links_in_an_archive_are_not_followed(tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_bytes(b"secret")
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        link = tarfile.TarInfo("link.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, str(secret)
+        archive.addfile(link)
+    assert tree.open_tree(tmp_path / "x.tar").files() == []
 
 
 def test_links_are_followed_once(tmp_path):
