@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from regvq_jax import losses, quantize
+from regvq_jax.quantize.noise import draw, gumbel_noise
 
 torch = pytest.importorskip("torch", reason="needs the extra [parity]")
 
@@ -55,12 +56,9 @@ def test_straight_through_and_prior_kl():
     grads, out = jax.grad(value, argnums=(0, 1), has_aux=True)(logits, codebook)
     assert 0 < out.stochastic_mask.mean() < 1
 
-    # The same noise, as the quantizer draws it: a key for each position of an image.
-    draws = [
-        jax.random.gumbel(jax.random.split(position_key)[1], (2, 8))
-        for position_key in jax.random.split(key, 9)
-    ]
-    noise = jnp.stack(draws, 1).reshape(logits.shape)
+    # The same noise, as the quantizer draws it.
+    draws = draw(key, 2, 9, 0.5)
+    noise = gumbel_noise(draws.row_keys, jnp.arange(8)).reshape(logits.shape)
     noise = jnp.where(out.stochastic_mask[..., None], noise, 0.0)
     t_logits, t_codebook = to_torch(logits, True), to_torch(codebook, True)
     noisy = t_logits + to_torch(noise)

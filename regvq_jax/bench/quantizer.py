@@ -2,6 +2,7 @@
 
     python -m regvq_jax.bench quantizer
     python -m regvq_jax.bench quantizer --codes 65536 --batch=2 --output=quantizer.md
+    python -m regvq_jax.bench quantizer --all --codes 1024 16384 262144 --against=none --json=all.json
 
 Compares, each with its baseline:
   nearest       our nearest codes in tiles with vector-quantize-pytorch's. Equal work: the same features and
@@ -10,6 +11,9 @@ Compares, each with its baseline:
                 plain form that holds whole [positions, K] arrays. Equal work.
                 vector-quantize-pytorch's stochastic codes are the nearest like: noise at all positions,
                 softmax straight-through; they do less, without KL, entropy, and gradients of the codebook.
+
+--all adds the other quantizers as a tokenizer runs them, each on features of its own dimension; FSQ and LFQ
+where K is a power of two. Theirs is other work, so that only "x nearest" compares them.
 
 Every program has a process of its own; they take turns. temp is what the compiler planned beside arguments
 and results; RSS is the growth of the process over its inputs, compiling included.
@@ -20,7 +24,6 @@ import argparse
 import dataclasses
 import functools
 import importlib.metadata
-import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 
@@ -29,13 +32,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from regvq_jax import quantize
+from regvq_jax.bench.flags import add_shared_flags, wants_torch
 from regvq_jax.bench.measure import Limits, Measurement, Program, describe_machine, measure_in_turns
-from regvq_jax.bench.table import output_path, show, write
+from regvq_jax.bench.table import QUANTIZER, publish
 from regvq_jax.command_line import Parser, positive
-from regvq_jax.models.quantizer import TILE_ELEMENTS, largest_tile
+from regvq_jax.models.quantizer import Quantizer, largest_tile, tile_elements
 
 MASK_RATIO = 0.4
 RIVALS = ("torch", "vector-quantize-pytorch")
+RESIDUAL_DEPTH = 4
 TINY = dict(codes=[64], batch=2, grid=4, code_dim=8, repeats=2, tile_elements=512)
 
 
@@ -86,13 +91,20 @@ class Case:
         tiled: whether it holds a tile at a time.
         equal: whether its results are the baseline's.
         needs_torch: whether it needs what `RIVALS` names.
+        needs_bits: whether K must be a power of two.
     """
 
     make_inputs: Callable[[Problem], Callable[[], Program]]
-    baseline: str
+    baseline: str = ""
     tiled: bool = False
     equal: bool = True
     needs_torch: bool = False
+    needs_bits: bool = False
+
+    def runs(self, problem: Problem, with_torch: bool) -> bool:
+        """Whether it can be measured."""
+        has_bits = problem.num_codes & (problem.num_codes - 1) == 0
+        return (with_torch or not self.needs_torch) and (has_bits or not self.needs_bits)
 
 
 def jax_program(loss_fn: Callable, problem: Problem) -> Callable[[], Program]:
@@ -134,12 +146,46 @@ def tiled_loss(problem, key, features, codebook, direction):
     out = quantize.regularized_in_tiles(
         key,
         features,
-        lambda x: quantize.dot_logits(x, codebook),
+        quantize.dot_affine(codebook),
         codebook,
         mask_ratio=MASK_RATIO,
         tile_size=problem.tile_size,
     )
     return jnp.mean(out.quantized * direction) + quantize.prior_kl(out.posterior), out
+
+
+def module_program(kind: str, problem: Problem, depth: int = 1) -> Callable[[], Program]:
+    """The gradients of a tokenizer's quantizer, parameters and features: the terms it is trained with."""
+    bits = problem.num_codes.bit_length() - 1
+    # 3 bits a dimension, and what is left.
+    levels = (8,) * (bits // 3) + ((2 ** (bits % 3),) if bits % 3 else ()) if kind == "fsq" else ()
+    dim = {"fsq": len(levels), "lfq": bits}.get(kind, problem.code_dim)
+    logits = "projection" if kind in ("nearest", "simvq", "ibq", "fsq", "lfq") else "dot"
+    module = Quantizer(kind, problem.num_codes, dim, logits=logits, levels=levels, depth=depth)
+    features, direction, _ = dataclasses.replace(problem, code_dim=dim).arrays()
+    features, direction = jax.device_put((features, direction))
+    key = jax.random.key(problem.seed)
+    variables = jax.jit(module.init)(key, features[:1])
+
+    def loss(variables, features, key, direction):
+        out = module.apply(variables, features, key, MASK_RATIO)
+        value = jnp.mean(out.quantized * direction) + quantize.prior_kl(out.posterior)
+        value += jnp.mean(out.codebook_error + out.commitment_error)
+        if kind in ("ibq", "lfq"):
+            value += quantize.entropy_loss(out.entropy, out.soft_posterior)
+        return value, out.codes
+
+    def build() -> Program:
+        step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+        compiled = step.lower(variables, features, key, direction).compile()
+
+        def run():
+            (_, codes), gradients = jax.block_until_ready(compiled(variables, features, key, direction))
+            return {"codes": codes, "features": gradients[1]}
+
+        return Program(run, compiled.memory_analysis().temp_size_in_bytes)
+
+    return build
 
 
 def torch_program(stochastic: bool, problem: Problem) -> Callable[[], Program]:
@@ -191,13 +237,27 @@ CASES = {
     TILED: Case(functools.partial(jax_program, tiled_loss), PLAIN, tiled=True),
     TORCH_STOCHASTIC: Case(functools.partial(torch_program, True), PLAIN, equal=False, needs_torch=True),
 }
+# What --all adds.
+OTHERS = {
+    kind: Case(functools.partial(module_program, kind), equal=False)
+    for kind in ("deterministic", "gumbel", "simvq", "ibq")
+}
+OTHERS |= {
+    kind: Case(functools.partial(module_program, kind), equal=False, needs_bits=True)
+    for kind in ("fsq", "lfq")
+}
+OTHERS[f"residual, {RESIDUAL_DEPTH} x nearest"] = Case(
+    functools.partial(module_program, "nearest", depth=RESIDUAL_DEPTH), equal=False
+)
 # Field of a row, and how the table shows it.
 COLUMNS = {
     "tile": ("tile_size", lambda x: f"{x:,}"),
     "ms": ("seconds", lambda x: f"{x * 1e3:,.{1 if x < 1 else 0}f}"),
     "ratio": ("time_ratio", lambda x: f"{x:.2f}"),
+    "x nearest": ("times_nearest", lambda x: f"{x:.2f}"),
     "temp MiB": ("temp_bytes", lambda x: f"{x / 2**20:,.0f}"),
     "arrays": ("temp_arrays", lambda x: f"{x:.2f}"),
+    "x least K": ("temp_growth", lambda x: f"{x:.2f}"),
     "RSS MiB": ("rss_bytes", lambda x: f"{x / 2**20:,.0f}"),
     "RSS ratio": ("rss_ratio", lambda x: f"{x:.2f}"),
     "codes off": ("codes_off", lambda x: f"{x:,}"),
@@ -218,6 +278,8 @@ def make_row(problem: Problem, name: str, case: Case, measured: Mapping[str, Mea
         return row
     row |= dict(seconds=own.median, all_seconds=own.seconds, repeats=len(own.seconds))
     row["rss_bytes"] = own.peak_bytes
+    if NEAREST in measured and not measured[NEAREST].failure:
+        row["times_nearest"] = own.median / measured[NEAREST].median
     if baseline is None or baseline.failure:
         return row
     row |= dict(time_ratio=own.median / baseline.median, rss_ratio=own.peak_bytes / baseline.peak_bytes)
@@ -227,6 +289,14 @@ def make_row(problem: Problem, name: str, case: Case, measured: Mapping[str, Mea
             relative_error(own.result[x], baseline.result[x]) for x in ("features", "codebook")
         )
     return row
+
+
+def add_growth(rows: Sequence[dict]) -> None:
+    """Adds to each row its planned memory over that of the same quantizer at the fewest codes."""
+    for row in rows:
+        same = [x for x in rows if x["quantizer"] == row["quantizer"] and x.get("temp_bytes")]
+        if row.get("temp_bytes"):
+            row["temp_growth"] = row["temp_bytes"] / min(same, key=lambda x: x["codes"])["temp_bytes"]
 
 
 def relative_error(values: np.ndarray, reference: np.ndarray) -> float:
@@ -244,38 +314,30 @@ def describe(args: argparse.Namespace, with_torch: bool) -> str:
         f"{args.code_dim} dimensions, float32; median of up to {args.repeats} repeats in turns, seed "
         f"{args.seed}; JAX on {device.device_kind}; {describe_machine()}; {versions}. "
         f"Ratios and differences are to {TORCH_NEAREST!r} and {PLAIN!r}. tile: positions of each image at "
-        "once; temp: of the compiled program, also in float32 [positions, K] arrays; RSS: growth of the "
+        "once; x nearest: time over that of our nearest; temp: of the compiled program, also in float32 "
+        "[positions, K] arrays and over its own at the fewest codes; RSS: growth of the "
         "process; codes off: how many are others; grad. off: largest difference of a gradient, as a share of "
         "its largest element; n: repeats."
     )
 
 
-def has_rivals() -> bool:
-    """Whether torch and vector-quantize-pytorch are installed."""
-    return all(importlib.util.find_spec(name.replace("-", "_")) for name in RIVALS)
-
-
 def main(argv: Sequence[str]) -> None:
-    """Measures, prints the table, and writes it where --output says."""
+    """Measures, prints the table, and writes it where --output and --json say."""
     args = make_parser().parse_args(argv)
     if args.tiny:
         vars(args).update(TINY)
-    with_torch = has_rivals() and not args.tiny
-    if not with_torch and not args.tiny:
-        print("Without a comparison with torch: pip install -e '.[parity]' brings what it needs.")
-    cases = {name: case for name, case in CASES.items() if with_torch or not case.needs_torch}
+    with_torch = wants_torch(args, "vector_quantize_pytorch")
+    all_cases = CASES | OTHERS if args.all else CASES
     limits = Limits(args.repeats, args.time_limit, args.memory_limit * 2**30)
     rows = []
     for num_codes in args.codes:
         problem = Problem(num_codes, args.batch, args.grid, args.code_dim, args.tile_elements, seed=args.seed)
+        cases = {name: case for name, case in all_cases.items() if case.runs(problem, with_torch)}
         programs = {name: functools.partial(case.make_inputs, problem) for name, case in cases.items()}
         measured = measure_in_turns(programs, limits)
         rows += [make_row(problem, name, case, measured) for name, case in cases.items()]
-
-    caption = describe(args, with_torch)
-    show(rows, COLUMNS, caption)
-    if args.output is not None:
-        write(args.output.expanduser(), rows, COLUMNS, caption)
+    add_growth(rows)
+    publish(args, rows, COLUMNS, describe(args, with_torch), QUANTIZER)
 
 
 def make_parser() -> Parser:
@@ -283,14 +345,10 @@ def make_parser() -> Parser:
     parser = Parser("regvq_jax.bench quantizer", __doc__)
     add = parser.add_argument
     add("--codes", type=positive, nargs="+", default=[1024, 16384, 65536], metavar="K", help="codebook sizes")
+    add("--all", action="store_true", help="the other quantizers, too")
     add("--batch", type=positive, default=8, help="images (default 8)")
     add("--grid", type=positive, default=32, help="positions along each side of an image (default 32)")
     add("--code-dim", type=positive, default=64, help="length of a code vector (default 64)")
-    add("--repeats", type=positive, default=3, help="timed runs of each program (default 3)")
-    add("--seed", type=int, default=0)
-    add("--tile-elements", type=positive, default=TILE_ELEMENTS, help="of a tile (default: a tokenizer's)")
-    add("--time-limit", type=positive, default=120, metavar="SECONDS", help="for one program (default 120)")
-    add("--memory-limit", type=positive, default=16, metavar="GIB", help="for one program (default 16)")
-    add("--tiny", action="store_true", help="a trial of the benchmark itself in seconds, without torch")
-    add("--output", type=output_path, metavar="FILE", help=".md for the table, .json for all figures")
+    add("--tile-elements", type=positive, default=tile_elements(), help="of a tile (default: a tokenizer's)")
+    add_shared_flags(parser, repeats=3)
     return parser

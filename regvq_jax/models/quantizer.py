@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from regvq_jax import quantize
 from regvq_jax.quantize import QuantizeOutput
 
-# [positions, K] arrays of more elements than this, over all devices, are made in tiles: 64 MiB of float32. A
-# tile costs about seven such arrays, and on a CPU smaller tiles are faster ones.
-TILE_ELEMENTS = 2**24
+# [positions, K] arrays of more elements than this, over all devices, are made in tiles, of which a step holds
+# about four. On a CPU 16 MiB of float32 were as fast as any; accelerators want larger products.
+TILE_ELEMENTS = {"cpu": 2**22}
+TILE_ELEMENTS_ELSEWHERE = 2**24
 # Kinds whose codes are drawn from logits, and take part in the paper's regularizations.
 LOGIT_KINDS = ("regularized", "deterministic", "gumbel")
 # Kinds whose codes lie on a fixed grid: no codebook to learn, to prune, or to draw.
@@ -20,20 +21,25 @@ KINDS = (*LOGIT_KINDS, "nearest", "simvq", "ibq", *IMPLICIT_KINDS)
 LOGITS = ("projection", "dot", "distance")
 
 
-def largest_tile(batch: int, positions: int, num_codes: int, elements: int = TILE_ELEMENTS) -> int:
+def tile_elements() -> int:
+    """Most elements of a [B, tile, K] array on the devices that JAX uses."""
+    return TILE_ELEMENTS.get(jax.default_backend(), TILE_ELEMENTS_ELSEWHERE)
+
+
+def largest_tile(batch: int, positions: int, num_codes: int, elements: int | None = None) -> int:
     """The most positions of each image, a divisor of all of them, whose logits are held at once; at least 1.
 
     Args:
         batch: B, images.
         positions: h * w, of each image.
         num_codes: K.
-        elements: most elements of a [B, tile, K] array.
+        elements: most elements of a [B, tile, K] array; `tile_elements` by default.
     """
-    limit = elements // (batch * num_codes)
+    limit = (elements or tile_elements()) // (batch * num_codes)
     return max((n for n in range(1, positions + 1) if positions % n == 0 and n <= limit), default=1)
 
 
-class Affine(nn.Module):
+class Projection(nn.Module):
     """The kernel and bias of a linear map as arrays, for use inside other transformations than Linen's."""
 
     features: int
@@ -71,7 +77,7 @@ class Quantizer(nn.Module):
         shape = (self.codebook_size, self.code_dim)
         self.codebook = self.param("codebook", self._codebook_init(), shape)
         if self._has_projected_logits:
-            self.to_logits = Affine(self.codebook_size)
+            self.to_logits = Projection(self.codebook_size)
         if self.kind == "simvq":
             orthogonal = nn.initializers.orthogonal()
             self.projection = self.param("projection", orthogonal, (self.code_dim, self.code_dim))
@@ -138,21 +144,19 @@ class Quantizer(nn.Module):
         return quantize.regularized_in_tiles(
             key,
             features,
-            self._logits_fn(),
+            self._affine(),
             self.codebook,
             mask_ratio=ratio,
             temperature=temperature,
             tile_size=tile_size,
         )
 
-    def _logits_fn(self) -> Callable[[jax.Array], jax.Array]:
-        codebook = self.codebook
+    def _affine(self) -> quantize.Affine:
         if self.logits == "dot":
-            return lambda x: quantize.dot_logits(x, codebook)
+            return quantize.dot_affine(self.codebook)
         if self.logits == "distance":
-            return lambda x: quantize.distance_logits(x, codebook)
-        kernel, bias = self.to_logits(self.code_dim)
-        return lambda x: jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias
+            return quantize.distance_affine(self.codebook)
+        return quantize.Affine(*self.to_logits(self.code_dim))
 
     def vectors(self) -> jax.Array:
         """All code vectors, float32 [K, D]."""

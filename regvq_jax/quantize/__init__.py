@@ -3,7 +3,13 @@
 from regvq_jax.quantize.contract import QuantizeOutput, squared_errors
 from regvq_jax.quantize.entropy import entropy_loss, gumbel_kl
 from regvq_jax.quantize.implicit import fsq, fsq_vectors, lfq, lfq_vectors
-from regvq_jax.quantize.logits import distance_logits, dot_logits
+from regvq_jax.quantize.logits import (
+    Affine,
+    distance_affine,
+    distance_logits,
+    dot_affine,
+    dot_logits,
+)
 from regvq_jax.quantize.nearest import (
     init_moving_counts,
     nearest,
@@ -23,9 +29,12 @@ from regvq_jax.quantize.regularized import (
 from regvq_jax.quantize.residual import residual
 
 __all__ = [
+    "Affine",
     "QuantizeOutput",
     "deterministic",
+    "distance_affine",
     "distance_logits",
+    "dot_affine",
     "dot_logits",
     "entropy_loss",
     "fsq",

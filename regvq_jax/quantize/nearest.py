@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from regvq_jax.quantize.contract import QuantizeOutput, histogram, squared_errors, unsampled
-from regvq_jax.quantize.logits import distance_logits
+from regvq_jax.quantize.logits import affine_logits, best_code, distance_affine
 
 
 def nearest(features: jax.Array, codebook: jax.Array, *, tile_size: int = 0) -> QuantizeOutput:
@@ -64,10 +64,8 @@ def nearest_codes(features: jax.Array, codebook: jax.Array, *, tile_size: int = 
     """
     batch, height, width, dim = features.shape
     tiles = jax.lax.stop_gradient(features).reshape(batch, -1, tile_size or height * width, dim)
-    codebook = jax.lax.stop_gradient(codebook)
-    codes = jax.lax.map(
-        lambda tile: jnp.argmax(distance_logits(tile, codebook), -1).astype(jnp.int32), tiles.swapaxes(0, 1)
-    )
+    affine = distance_affine(jax.lax.stop_gradient(codebook))
+    codes = jax.lax.map(lambda tile: best_code(affine_logits(tile, affine))[0], tiles.swapaxes(0, 1))
     return codes.swapaxes(0, 1).reshape(batch, height, width)
 
 

@@ -18,11 +18,14 @@ GIB = 2**30
 
 def test_tiny_run(tmp_path, capsys):
     output = tmp_path / "figures.json"
-    bench.main(["quantizer", "--tiny", f"--output={output}"])
+    bench.main(["quantizer", "--tiny", "--all", f"--json={output}"])
     printed = capsys.readouterr().out
     assert quantizer.TILED in printed and "32 positions [2, 4, 4]" in printed and output.name in printed
     rows = {row["quantizer"]: row for row in json.loads(output.read_text())["rows"]}
-    assert set(rows) == {quantizer.NEAREST, quantizer.PLAIN, quantizer.TILED}
+    assert set(rows) == {quantizer.NEAREST, quantizer.PLAIN, quantizer.TILED, *quantizer.OTHERS}
+    assert rows[quantizer.NEAREST]["times_nearest"] == 1.0
+    for row in rows.values():
+        assert not row["failure"] and row["times_nearest"] > 0 and row["temp_growth"] == 1.0
     tiled, plain = rows[quantizer.TILED], rows[quantizer.PLAIN]
     assert tiled["tile_size"] == 4 and tiled["repeats"] == 2
     assert tiled["codes_off"] == 0 and tiled["gradients_off"] < 1e-5
@@ -41,6 +44,17 @@ def test_torch_does_the_same_work():
     np.testing.assert_array_equal(ours["codes"], theirs["codes"])
     for name in ("features", "codebook"):
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-8)
+
+
+def test_growth_is_over_the_fewest_codes():
+    rows = [
+        dict(codes=64, quantizer="a", temp_bytes=30),
+        dict(codes=16, quantizer="a", temp_bytes=10),
+        dict(codes=16, quantizer="b", temp_bytes=7),
+        dict(codes=64, quantizer="b"),
+    ]
+    quantizer.add_growth(rows)
+    assert [row.get("temp_growth") for row in rows] == [3.0, 1.0, 1.0, None]
 
 
 def allocate():

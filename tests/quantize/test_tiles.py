@@ -17,7 +17,7 @@ def value_and_grads(tile_size, mask_ratio):
         out = quantize.regularized_in_tiles(
             KEY,
             features,
-            lambda x: quantize.dot_logits(x, codebook),
+            quantize.dot_affine(codebook),
             codebook,
             mask_ratio=mask_ratio,
             temperature=0.7,
@@ -44,7 +44,7 @@ def test_any_tile_gives_the_plain_result(mask_ratio):
 def test_the_plain_functions_are_the_same_thing():
     logits = quantize.dot_logits(FEATURES, CODEBOOK)
     tiled = quantize.regularized_in_tiles(
-        KEY, FEATURES, lambda x: quantize.dot_logits(x, CODEBOOK), CODEBOOK, mask_ratio=0.4, tile_size=8
+        KEY, FEATURES, quantize.dot_affine(CODEBOOK), CODEBOOK, mask_ratio=0.4, tile_size=8
     )
     plain = quantize.regularized(KEY, logits, CODEBOOK, mask_ratio=0.4)
     np.testing.assert_array_equal(tiled.codes, plain.codes)
@@ -70,7 +70,7 @@ def test_tiles_hold_less_than_one_array_of_all_logits():
             out = quantize.regularized_in_tiles(
                 KEY,
                 features,
-                lambda x: quantize.dot_logits(x, codebook),
+                quantize.dot_affine(codebook),
                 codebook,
                 tile_size=tile_size,
             )
@@ -87,4 +87,4 @@ def test_tiles_hold_less_than_one_array_of_all_logits():
 @pytest.mark.parametrize("bad", [dict(mask_ratio=1.5), dict(mask_ratio=-0.1), dict(tile_size=5)])
 def test_what_cannot_be(bad):
     with pytest.raises(ValueError, match="mask_ratio|tile_size"):
-        quantize.regularized_in_tiles(KEY, FEATURES, lambda x: x, jnp.eye(5), **bad)
+        quantize.regularized_in_tiles(KEY, FEATURES, quantize.Affine(), jnp.eye(5), **bad)
