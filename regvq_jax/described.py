@@ -73,9 +73,10 @@ class Described:
     def unrolled(self) -> "Described":
         """The same training without a loop over layers or slices, in which every product is written out."""
         whole = self.with_batch_size(self.trainer.train.batch_size, accumulation_slices=1)
-        if not getattr(self.trainer.model, "scan_layers", False):
+        if not hasattr(self.trainer.model, "scan_layers"):
             return whole
-        model = self.trainer.model.clone(scan_layers=False)
+        # A CPU of its own would loop over heads as well.
+        model = self.trainer.model.clone(scan_layers=False, attention="xla")
         trainer = dataclasses.replace(whole.trainer, model=model)
         return dataclasses.replace(whole, trainer=trainer, state=_state_shapes(trainer, self.frozen))
 

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from regvq_jax.progress import log
@@ -130,6 +131,14 @@ def warn_if_busy() -> float:
             num_cores(),
         )
     return load
+
+
+def torch_device() -> str | None:
+    """The kind of device that JAX uses, if torch can use it too, else None."""
+    import torch
+
+    backend = jax.default_backend()
+    return {"cpu": "cpu", "gpu": "cuda" if torch.cuda.is_available() else None}.get(backend)
 
 
 def describe_machine() -> str:

@@ -70,12 +70,38 @@ def write(
         UserError: `path` cannot be written.
     """
     if path.suffix == ".json":
-        write_json_atomic(path, {"about": caption, "rows": rows})
-    else:
-        heading, *body = (f"| {' | '.join(line)} |" for line in make_cells(rows, columns, case))
-        rule = "| ---: | --- |" + " ---: |" * len(columns)
-        write_text_atomic(path, "\n".join([heading, rule, *body, "", caption, ""]))
+        write_figures(path, rows, caption)
+        return
+    heading, *body = (f"| {' | '.join(line)} |" for line in make_cells(rows, columns, case))
+    rule = "| ---: | --- |" + " ---: |" * len(columns)
+    write_text_atomic(path, "\n".join([heading, rule, *body, "", caption, ""]))
     print(path)
+
+
+def publish(
+    args: argparse.Namespace, rows: Sequence[Mapping], columns: Columns, caption: str, case: tuple[str, str]
+) -> None:
+    """Prints the table, and writes it where --output and --json say; args as of `make_cells`."""
+    show(rows, columns, caption, case)
+    if args.output is not None:
+        write(args.output.expanduser(), rows, columns, caption, case)
+    if args.json is not None:
+        write_figures(args.json.expanduser(), rows, caption)
+
+
+def write_figures(path: Path, rows: Sequence[Mapping], caption: str) -> None:
+    """Writes all figures as JSON, and prints the path.
+
+    Raises:
+        UserError: `path` cannot be written.
+    """
+    write_json_atomic(path, {"about": caption, "rows": rows})
+    print(path)
+
+
+def spread(seconds: Sequence[float]) -> str:
+    """The least and the most of some times, in milliseconds."""
+    return f"{min(seconds) * 1e3:,.0f}..{max(seconds) * 1e3:,.0f}"
 
 
 def output_path(text: str) -> Path:

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
+from regvq_jax.bench.torch_weights import EPSILON, torch_weights
 from regvq_jax.models.prior import PriorNet
-
-EPSILON = 1e-6  # flax's of a LayerNorm
 
 
 class TorchGPT:
@@ -33,17 +33,13 @@ class TorchGPT:
         import torch
 
         self._torch, self.device = torch, device
-        self.num_parameters = 0
         self._net, self._rows = net, rows
-        transformer = params["transformer"]
-        height, width = net.grid
-        self._embedding = self._tensor(params["token_embedding"]["embedding"])
-        row, column = (self._tensor(transformer[f"{name}_embedding"]) for name in ("row", "column"))
-        self._places = (row[:, None] + column[None]).reshape(height * width, net.dim)
-        blocks = transformer["blocks"]
-        self._blocks = [self._block(blocks[f"layers_{layer}"]) for layer in range(net.depth)]
-        self._last_norm = self._norm(blocks["last_norm"])
-        self._head = self._dense(params["to_logits"])
+        tensor = lambda array: torch.tensor(array, device=device)
+        weights = jax.tree.map(tensor, torch_weights(net, params))
+        self.num_parameters = sum(x.numel() for x in jax.tree.leaves(weights))
+        self._embedding, self._blocks = weights["embedding"], weights["blocks"]
+        self._places = (weights["row"][:, None] + weights["column"][None]).flatten(0, 1)
+        self._last_norm, self._head = weights["last_norm"], weights["head"]
         shape = (net.depth, 2, rows, net.num_heads, net.num_tokens, net.dim // net.num_heads)
         self._cache = torch.zeros(shape, device=device)
 
@@ -86,31 +82,3 @@ class TorchGPT:
                 noise = torch.empty_like(logits).exponential_(generator=generator).log_()
                 token = tokens[:, position] = (logits - noise).argmax(-1)
             return tokens.cpu().numpy()
-
-    def _block(self, params: Mapping[str, Any]) -> dict[str, tuple]:
-        attention = params["self_attention"]
-        weights, biases = zip(*(self._dense(attention[x]) for x in ("query", "key", "value")), strict=True)
-        cat = self._torch.cat
-        return {
-            "attention_norm": self._norm(params["attention_norm"]),
-            "query_key_value": (cat(weights), cat(biases)),
-            "out": self._dense(attention["out"]),
-            "mlp_norm": self._norm(params["mlp_norm"]),
-            "mlp_in": self._dense(params["mlp_in"]),
-            "mlp_out": self._dense(params["mlp_out"]),
-        }
-
-    def _dense(self, params: Mapping[str, Any]) -> tuple:
-        """(weight [out, in], bias [out]) of a dense layer, whose heads become one axis."""
-        bias = self._tensor(params["bias"]).reshape(-1)
-        kernel = self._tensor(params["kernel"]).reshape(-1, bias.numel())
-        return kernel.T.contiguous(), bias
-
-    def _norm(self, params: Mapping[str, Any]) -> tuple:
-        return self._tensor(params["scale"]), self._tensor(params["bias"])
-
-    def _tensor(self, array):
-        """A copy as a tensor, counted."""
-        tensor = self._torch.tensor(np.asarray(array, np.float32), device=self.device)
-        self.num_parameters += tensor.numel()
-        return tensor

@@ -7,27 +7,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from regvq_jax.models.attention_by_heads import attention_by_heads
 from regvq_jax.models.layers import Dtype
+from regvq_jax.models.products import kernel_product
 
 dense_init = nn.initializers.xavier_uniform()
-IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "heads")
 
 
 def choose_implementation(name: str, dtype: Dtype, query_length: int, key_length: int, head_dim: int) -> str:
-    """Which attention `jax.nn.dot_product_attention` shall use.
+    """Which attention to use.
 
     Args:
         name: "xla" and "cudnn" (fused, on NVIDIA GPUs) are taken as they are; "auto" is "cudnn" where that
-            can do it, which wants half precision, even lengths and heads of a multiple of 8.
+            can do it, which wants half precision, even lengths and heads of a multiple of 8, and "heads"
+            (`attention_by_heads`) where a single CPU computes in float32.
         dtype: of queries, keys and values.
         query_length, key_length: of the sequences.
         head_dim: size of a head.
 
     Returns:
-        "xla" or "cudnn".
+        "xla" or "cudnn", of `jax.nn.dot_product_attention`, or "heads".
     """
     if name != "auto":
         return name
+    if jax.default_backend() == "cpu" and jax.device_count() == 1:
+        # A single query, a step of a sampler, has nothing to keep in the cache.
+        return "heads" if jnp.dtype(dtype) == jnp.float32 and query_length > 1 else "xla"
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
     even = query_length % 2 == 0 and key_length % 2 == 0
     fits = half and even and head_dim % 8 == 0 and head_dim <= 128
@@ -91,7 +97,12 @@ class Attention(nn.Module):
     dtype: Dtype = jnp.float32
 
     def setup(self):
-        dense = functools.partial(nn.DenseGeneral, kernel_init=dense_init, dtype=self.dtype)
+        dense = functools.partial(
+            nn.DenseGeneral,
+            kernel_init=dense_init,
+            dtype=self.dtype,
+            dot_general_cls=lambda: kernel_product,
+        )
         heads = (self.num_heads, self.dim // self.num_heads)
         self.query, self.key, self.value = dense(heads), dense(heads), dense(heads)
         self.out = dense(self.dim, axis=(-2, -1))
@@ -132,6 +143,8 @@ class Attention(nn.Module):
         chosen = choose_implementation(
             self.implementation, self.dtype, query.shape[1], key.shape[1], query.shape[-1]
         )
+        if chosen == "heads":
+            return self.out(attention_by_heads(query, key, value, mask))
         if chosen == "cudnn" and mask is not None:
             # It wants every query and key in the mask.
             mask = jnp.broadcast_to(mask, (*mask.shape[:2], query.shape[1], key.shape[1]))

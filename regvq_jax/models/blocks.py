@@ -1,5 +1,6 @@
 """Pre-norm transformer blocks, and the cache of keys and values between the steps of causal ones."""
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -7,7 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from regvq_jax.models.attention import Attention, dense_init
+from regvq_jax.models.dropout import Dropout
 from regvq_jax.models.layers import Dtype
+from regvq_jax.models.products import kernel_product
 from regvq_jax.sharding import split_batch
 
 # What a backward pass finds kept of each block: all, the results of its products, or its input alone.
@@ -106,9 +109,11 @@ class Block(nn.Module):
         if self.cross:
             self.cross_norm, self.cross_attention = norm(), Attention(**attend)
         self.mlp_norm = norm()
-        self.mlp_in = nn.Dense(self.mlp_ratio * self.dim, kernel_init=dense_init, dtype=self.dtype)
-        self.mlp_out = nn.Dense(self.dim, kernel_init=dense_init, dtype=self.dtype)
-        self.drop = nn.Dropout(self.dropout)
+        dense = functools.partial(
+            nn.Dense, kernel_init=dense_init, dtype=self.dtype, dot_general_cls=lambda: kernel_product
+        )
+        self.mlp_in, self.mlp_out = dense(self.mlp_ratio * self.dim), dense(self.dim)
+        self.drop = Dropout(self.dropout)
         if self.modulated:
             # Zeros: every block begins as the identity.
             zeros = nn.initializers.zeros
@@ -209,7 +214,7 @@ class Blocks(nn.Module):
         names = ("dim", "num_heads", "mlp_ratio", "dropout", "cross", "modulated", "qk_norm", "attention")
         fields = {name: getattr(self, name) for name in names} | {"dtype": self.dtype}
         self.layers = Block(**fields) if self.scan_layers else [Block(**fields) for _ in range(self.depth)]
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
         self.last_norm = nn.LayerNorm(dtype=self.dtype)
 
     def __call__(

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from regvq_jax.models.convolution import Conv
 from regvq_jax.models.layers import AttentionBlock, Dtype, ResBlock, Upsample, apply_block, group_norm
 
 
@@ -30,7 +31,7 @@ class Decoder(nn.Module):
     def __call__(self, quantized: jax.Array) -> jax.Array:
         """float [B, h, w, D] -> float [B, H, W, channels * multipliers[0]]."""
         width = self.channels * self.multipliers[-1]
-        x = nn.Conv(width, (3, 3), dtype=self.dtype, name="conv_in")(quantized)
+        x = Conv(width, dtype=self.dtype, name="conv_in")(quantized)
         x = self._residual(x, width)
         if self.middle_attention:
             x = self._attention(x)
@@ -42,7 +43,7 @@ class Decoder(nn.Module):
                     x = self._attention(x)
             if level > 0:
                 x = Upsample(self.dtype)(x)
-        return nn.swish(group_norm(x.shape[-1], self.dtype, "norm_out", self.norm_groups)(x))
+        return group_norm(x.shape[-1], self.dtype, "norm_out", self.norm_groups, swish=True)(x)
 
     def _residual(self, x: jax.Array, channels: int) -> jax.Array:
         return apply_block(ResBlock(channels, self.dtype, self.norm_groups), x, self.remat)

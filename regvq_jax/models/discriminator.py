@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from regvq_jax.models.convolution import Conv
 from regvq_jax.models.layers import Dtype, group_norm
 
 
@@ -27,11 +28,11 @@ class PatchDiscriminator(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """float [B, H, W, 3] in [-1, 1] -> float32 [B, h, w, 1], positive = real."""
         init = nn.initializers.normal(0.02)
-        x = nn.Conv(self.channels, (4, 4), (2, 2), kernel_init=init, dtype=self.dtype)(images)
+        x = Conv(self.channels, (4, 4), (2, 2), kernel_init=init, dtype=self.dtype)(images)
         x = nn.leaky_relu(x, 0.2)
         for layer in range(1, self.num_layers + 1):
             width = self.channels * min(2**layer, 8)
             stride = 2 if layer < self.num_layers else 1
-            x = nn.Conv(width, (4, 4), (stride, stride), kernel_init=init, dtype=self.dtype)(x)
+            x = Conv(width, (4, 4), (stride, stride), kernel_init=init, dtype=self.dtype)(x)
             x = nn.leaky_relu(group_norm(width, self.dtype)(x), 0.2)
-        return nn.Conv(1, (4, 4), kernel_init=init, dtype=jnp.float32)(x)
+        return Conv(1, (4, 4), kernel_init=init, dtype=jnp.float32)(x)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from regvq_jax.models.convolution import Conv
 from regvq_jax.models.layers import AttentionBlock, Downsample, Dtype, ResBlock, apply_block, group_norm
 
 
@@ -37,7 +38,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """float [B, H, W, 3] in [-1, 1] -> float [B, h, w, latent_channels]."""
-        x = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_in")(images)
+        x = Conv(self.channels, dtype=self.dtype, name="conv_in")(images)
         for level, multiplier in enumerate(self.multipliers):
             for _ in range(self.num_res_blocks):
                 x = self._residual(x, self.channels * multiplier)
@@ -49,8 +50,8 @@ class Encoder(nn.Module):
         if self.middle_attention:
             x = self._attention(x)
             x = self._residual(x, x.shape[-1])
-        x = nn.swish(group_norm(x.shape[-1], self.dtype, "norm_out", self.norm_groups)(x))
-        return nn.Conv(self.latent_channels, (3, 3), dtype=self.dtype, name="conv_out")(x)
+        x = group_norm(x.shape[-1], self.dtype, "norm_out", self.norm_groups, swish=True)(x)
+        return Conv(self.latent_channels, dtype=self.dtype, name="conv_out")(x)
 
     def _residual(self, x: jax.Array, channels: int) -> jax.Array:
         return apply_block(ResBlock(channels, self.dtype, self.norm_groups), x, self.remat)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from regvq_jax.errors import UserError
+from regvq_jax.models import convolution
 from regvq_jax.models.layers import Dtype
 
 
@@ -91,11 +92,11 @@ class ImageNetFeatures(nn.Module):
             if isinstance(layer, Pool):
                 x = nn.max_pool(x, (layer.window, layer.window), (2, 2))
                 continue
-            x = nn.Conv(
+            x = convolution.Conv(
                 layer.width,
                 (layer.kernel, layer.kernel),
-                layer.stride,
-                layer.padding,
+                (layer.stride, layer.stride),
+                ((layer.padding, layer.padding),) * 2,
                 dtype=self.dtype,
                 name=f"features_{index}",
             )(x)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from regvq_jax.errors import UserError
+from regvq_jax.models.convolution import Conv
+from regvq_jax.models.normalization import GroupNorm
 from regvq_jax.sharding import split_batch
 
 Dtype = Any
@@ -34,10 +36,12 @@ def num_groups(channels: int, norm_groups: int) -> int:
     return norm_groups
 
 
-def group_norm(channels: int, dtype: Dtype, name: str | None = None, norm_groups: int = 0) -> nn.GroupNorm:
-    """GroupNorm with `num_groups(channels, norm_groups)` groups."""
+def group_norm(
+    channels: int, dtype: Dtype, name: str | None = None, norm_groups: int = 0, swish: bool = False
+) -> GroupNorm:
+    """GroupNorm with `num_groups(channels, norm_groups)` groups, and swish behind it if wanted."""
     groups = num_groups(channels, norm_groups)
-    return nn.GroupNorm(num_groups=groups, epsilon=1e-6, dtype=dtype, name=name)
+    return GroupNorm(num_groups=groups, epsilon=1e-6, swish=swish, dtype=dtype, name=name)
 
 
 def apply_block(block: nn.Module, x: jax.Array, remat: bool) -> jax.Array:
@@ -47,11 +51,6 @@ def apply_block(block: nn.Module, x: jax.Array, remat: bool) -> jax.Array:
     """
     x = split_batch(x)
     return nn.remat(lambda block, x: block(x))(block, x) if remat else block(x)
-
-
-def upsample_nearest(x: jax.Array) -> jax.Array:
-    """Each place repeated in a 2x2 square; [B, H, W, C] -> [B, 2H, 2W, C]."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
 class ResBlock(nn.Module):
@@ -72,10 +71,10 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shared = dict(use_bias=self.use_bias, dtype=self.dtype)
-        h = nn.swish(group_norm(x.shape[-1], self.dtype, "norm_1", self.norm_groups)(x))
-        h = nn.Conv(self.channels, (3, 3), name="conv_1", **shared)(h)
-        h = nn.swish(group_norm(self.channels, self.dtype, "norm_2", self.norm_groups)(h))
-        h = nn.Conv(self.channels, (3, 3), name="conv_2", **shared)(h)
+        h = group_norm(x.shape[-1], self.dtype, "norm_1", self.norm_groups, swish=True)(x)
+        h = Conv(self.channels, name="conv_1", **shared)(h)
+        h = group_norm(self.channels, self.dtype, "norm_2", self.norm_groups, swish=True)(h)
+        h = Conv(self.channels, name="conv_2", **shared)(h)
         if x.shape[-1] != self.channels:
             x = nn.Dense(self.channels, name="skip", **shared)(x)
         return x + h
@@ -107,7 +106,7 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         far_edges = ((0, 1), (0, 1))
-        return nn.Conv(x.shape[-1], (3, 3), (2, 2), padding=far_edges, dtype=self.dtype)(x)
+        return Conv(x.shape[-1], strides=(2, 2), padding=far_edges, dtype=self.dtype)(x)
 
 
 class Upsample(nn.Module):
@@ -117,4 +116,4 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype)(upsample_nearest(x))
+        return Conv(x.shape[-1], upsample=True, dtype=self.dtype)(x)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from regvq_jax.errors import UserError
-from regvq_jax.models.layers import Dtype, ResBlock, apply_block, group_norm, upsample_nearest
+from regvq_jax.models.convolution import Conv
+from regvq_jax.models.layers import Dtype, ResBlock, apply_block, group_norm
 
 
 class MaskGITEncoder(nn.Module):
@@ -36,13 +37,13 @@ class MaskGITEncoder(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """float [B, H, W, 3] in [-1, 1] -> float [B, h, w, latent_channels]."""
         _refuse_attention(self)
-        x = nn.Conv(self.channels, (3, 3), use_bias=False, dtype=self.dtype, name="conv_in")(images)
+        x = Conv(self.channels, use_bias=False, dtype=self.dtype, name="conv_in")(images)
         for level, multiplier in enumerate(self.multipliers):
             x = _residuals(self, x, self.channels * multiplier)
             if level < len(self.multipliers) - 1:
                 x = nn.avg_pool(x, (2, 2), (2, 2))
         x = _residuals(self, x, x.shape[-1])
-        x = nn.swish(group_norm(x.shape[-1], self.dtype, "norm_out", self.norm_groups)(x))
+        x = group_norm(x.shape[-1], self.dtype, "norm_out", self.norm_groups, swish=True)(x)
         return nn.Dense(self.latent_channels, dtype=self.dtype, name="conv_out")(x)
 
 
@@ -66,13 +67,13 @@ class MaskGITDecoder(nn.Module):
         """float [B, h, w, D] -> float [B, H, W, channels * multipliers[0]]."""
         _refuse_attention(self)
         width = self.channels * self.multipliers[-1]
-        x = nn.Conv(width, (3, 3), dtype=self.dtype, name="conv_in")(quantized)
+        x = Conv(width, dtype=self.dtype, name="conv_in")(quantized)
         x = _residuals(self, x, width)
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             x = _residuals(self, x, self.channels * multiplier)
             if level > 0:
-                x = nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype)(upsample_nearest(x))
-        return nn.swish(group_norm(x.shape[-1], self.dtype, "norm_out", self.norm_groups)(x))
+                x = Conv(x.shape[-1], upsample=True, dtype=self.dtype)(x)
+        return group_norm(x.shape[-1], self.dtype, "norm_out", self.norm_groups, swish=True)(x)
 
 
 def _residuals(parent: MaskGITEncoder | MaskGITDecoder, x: jax.Array, channels: int) -> jax.Array:

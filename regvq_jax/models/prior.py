@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from regvq_jax.models.blocks import Cache
 from regvq_jax.models.conditioners import Encoded
 from regvq_jax.models.layers import Dtype
+from regvq_jax.models.products import kernel_product
 from regvq_jax.models.transformer import Transformer, embedding_init
 
 TIME_FEATURES, TIME_SCALE = 128, 1000.0
@@ -84,7 +85,9 @@ class PriorNet(nn.Module):
         if self.timed:
             self.time_in = nn.Dense(self.dim, dtype=self.dtype)
             self.time_out = nn.Dense(self.dim, dtype=self.dtype)
-        self.to_logits = nn.Dense(self.codebook_size, dtype=jnp.float32)
+        self.to_logits = nn.Dense(
+            self.codebook_size, dtype=jnp.float32, dot_general_cls=lambda: kernel_product
+        )
 
     @property
     def special_id(self) -> int:

@@ -1,5 +1,7 @@
 """Shapes, dtypes, and what the blocks promise."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,7 +83,9 @@ def test_label_maps_go_in_one_hot_and_come_out_as_logits():
     encode = jax.jit(encode_maps, static_argnums=0)
     codes = encode(model, params, labels)
     assert codes.shape == (2, 2, 3) and codes.dtype == jnp.int32
-    np.testing.assert_array_equal(codes, model.apply({"params": params}, maps, method="encode"))
+    # Compiled, too: in bfloat16 a compiler rounds elsewhere, and codes may be nearly as good as each other.
+    expected = jax.jit(partial(model.apply, method="encode"))({"params": params}, maps)
+    np.testing.assert_array_equal(codes, expected)
     assert np.any(codes != encode(model, params, (labels + 1) % 200))
 
 

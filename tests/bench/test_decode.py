@@ -1,13 +1,16 @@
-"""The benchmark of the autoregressive sampler: its programs do the same, its figures are right."""
+"""The benchmark of the samplers: its programs do the same, its figures are right."""
 
+import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from regvq_jax.bench import __main__ as bench
-from regvq_jax.bench import autoregressive
-from regvq_jax.bench.autoregressive import CACHED, COMPILED_ONLY, TORCH, UNCACHED, Problem
+from regvq_jax.bench import decode
+from regvq_jax.bench.decode import CACHED, COMPILED_ONLY, TORCH, UNCACHED, Problem
 from regvq_jax.bench.measure import Measurement
 from regvq_jax.errors import UserError
 
@@ -16,19 +19,22 @@ PROBLEM = Problem(dim=32, depth=2, heads=2, grid=3, codes=16, batch=2, seed=0)
 
 def test_tiny_run(tmp_path, capsys):
     output = tmp_path / "figures.json"
-    bench.main(["autoregressive", "--tiny", f"--output={output}"])
-    assert "2 sequences of 64 codes; dim 32" in capsys.readouterr().out
+    bench.main(["decode", "--tiny", f"--output={output}"])
+    assert "sequences of 64 codes; dim 32" in capsys.readouterr().out
     rows = json.loads(output.read_text())["rows"]
     assert [(row["tokens"], row["sampler"]) for row in rows] == [
         (16, CACHED),
         (16, UNCACHED),
+        (16, "masked"),
+        (16, "diffusion"),
         (4, COMPILED_ONLY),
         (64, COMPILED_ONLY),
     ]
-    cached, uncached, *_ = rows
+    cached, uncached, masked, *_ = rows
     assert uncached["tokens_off"] == 0 and uncached["speed_over_uncached"] == 1.0
     assert cached["tokens_per_second"] == pytest.approx(2 * 16 / np.median(cached["all_seconds"]))
-    assert "speed_over_torch" not in cached
+    assert "speed_over_torch" not in cached and "share_of_bandwidth" not in masked
+    assert masked["images_per_second"] == pytest.approx(2 / np.median(masked["all_seconds"]))
 
 
 def test_figures_by_hand():
@@ -40,29 +46,32 @@ def test_figures_by_hand():
         UNCACHED: Measurement((2.0,), temp_bytes=9_000, result={"tokens": other}),
         TORCH: Measurement((1.0,), result={"tokens": other}),
     }
-    rows = {name: autoregressive.make_row(PROBLEM, name, measured) for name in measured}
+    rows = {name: decode.make_row(PROBLEM, name, measured, 1e6) for name in measured}
     # Keys and values of 2 layers, 2 rows, 9 tokens, 32 wide, 4 bytes each.
     assert rows[CACHED]["cache_bytes"] == 2 * 2 * 2 * 9 * 32 * 4 == rows[TORCH]["cache_bytes"]
     assert rows[CACHED]["temp_beside_cache"] == 7_000 - 9_216
     assert rows[CACHED]["tokens_per_second"] == 36.0
     assert rows[CACHED]["speed_over_uncached"] == 4.0 and rows[CACHED]["speed_over_torch"] == 2.0
     assert rows[TORCH]["speed_over_uncached"] == 2.0
+    # A step reads every parameter, and half of the cache on average.
+    count = sum(x.size for x in jax.tree.leaves(jax.eval_shape(PROBLEM.params)))
+    assert rows[CACHED]["share_of_bandwidth"] == pytest.approx(36.0 * (4 * count + 9_216 / 2) / 2 / 1e6)
     assert rows[UNCACHED]["tokens_off"] == 5 and "tokens_off" not in rows[TORCH]
     measured[UNCACHED] = Measurement(failure="not done in 5 s")
-    assert autoregressive.make_row(PROBLEM, UNCACHED, measured)["failure"] == "not done in 5 s"
-    assert "speed_over_uncached" not in autoregressive.make_row(PROBLEM, CACHED, measured)
+    assert decode.make_row(PROBLEM, UNCACHED, measured, 1e6)["failure"] == "not done in 5 s"
+    assert "speed_over_uncached" not in decode.make_row(PROBLEM, CACHED, measured, 1e6)
 
 
 def test_torch_has_our_parameters_and_logits():
     pytest.importorskip("torch")
     shapes = (16 + 1) * 32 + 2 * 3 * 32 + (32 * 16 + 16) + 2 * 32  # Embeddings, places, head, last norm.
     block = 2 * 2 * 32 + 4 * (32 * 32 + 32) + (32 * 128 + 128) + (128 * 32 + 32)
-    assert autoregressive.check_equal(PROBLEM, "cpu") == shapes + 2 * block
+    assert decode.check_equal(PROBLEM, "cpu") == shapes + 2 * block
 
 
 def test_torch_draws_from_its_softmax():
     pytest.importorskip("torch")
-    gpt = autoregressive.TorchGPT(PROBLEM.net, PROBLEM.params(), rows=2)
+    gpt = decode.TorchGPT(PROBLEM.net, PROBLEM.params(), rows=2)
     tokens = gpt.sample(seed=0)
     assert tokens.shape == (2, 9) and 0 <= tokens.min() and tokens.max() < 16
     np.testing.assert_array_equal(tokens, gpt.sample(seed=0))
@@ -76,17 +85,25 @@ def test_torch_draws_from_its_softmax():
 def test_programs_that_differ_are_not_timed(monkeypatch):
     with pytest.raises(RuntimeError, match="different tokens from the same key"):
         with monkeypatch.context() as patch:
-            other = lambda net, params, keys, tokens: autoregressive.sample_cached(
+            other = lambda net, params, keys, tokens: decode.sample_cached(
                 net, params, keys[::-1], tokens
             )
-            patch.setattr(autoregressive, "sample_uncached", other)
-            autoregressive.check_equal(PROBLEM, None)
+            patch.setattr(decode, "sample_uncached", other)
+            decode.check_equal(PROBLEM, None)
     pytest.importorskip("torch")
-    monkeypatch.setattr(autoregressive.TorchGPT, "logits", lambda self, tokens: np.zeros((2, 9, 16)))
+    monkeypatch.setattr(decode.TorchGPT, "logits", lambda self, tokens: np.zeros((2, 9, 16)))
     with pytest.raises(RuntimeError, match="logits are off by"):
-        autoregressive.check_equal(PROBLEM, "cpu")
+        decode.check_equal(PROBLEM, "cpu")
 
 
 def test_heads_that_do_not_fit():
     with pytest.raises(UserError, match="--heads=3 does not divide --dim=256"):
-        bench.main(["autoregressive", "--heads=3"])
+        bench.main(["decode", "--heads=3"])
+
+
+def test_a_bfloat16_network_keeps_its_cache_in_bfloat16():
+    half = dataclasses.replace(PROBLEM, dtype="bfloat16")
+    start = lambda params: half.net.apply({"params": params}, 2, method="start")
+    cache = jax.eval_shape(start, jax.eval_shape(half.params)).cache
+    assert {x.dtype for x in jax.tree.leaves(cache)} == {jnp.dtype("bfloat16")}
+    assert half.cache_bytes == PROBLEM.cache_bytes // 2 == sum(2 * x.size for x in jax.tree.leaves(cache))

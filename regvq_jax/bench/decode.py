@@ -1,24 +1,28 @@
-"""Drawing whole token grids from an untrained autoregressive prior: tokens a second, and memory.
+"""Drawing whole token grids from untrained priors: tokens and images a second, memory, share of bandwidth.
 
-    python -m regvq_jax.bench autoregressive
-    python -m regvq_jax.bench autoregressive --dim=512 --batch=16 --output=autoregressive.json
+    python -m regvq_jax.bench decode
+    python -m regvq_jax.bench decode --dim=512 --batch 1 32 --output=decode.md --json=decode.json
+    python -m regvq_jax.bench decode --against=none --dtype=bfloat16
 
-Compares, at temperature 1 and without a condition, in float32:
-  cached      our sampler: one compiled loop, keys and values of earlier tokens kept.
-  uncached    one compiled loop as well, which runs the network over the whole grid for every token.
-  torch       a GPT in eager PyTorch with a cache, the same weights and as many parameters.
+Compares, at temperature 1 and without a condition:
+  cached      our autoregressive sampler: one compiled loop, keys and values of earlier tokens kept.
+  uncached    one compiled loop as well, which runs the network over the whole grid for every token; with the
+              smallest batch alone, since it takes long.
+  torch       a GPT in eager PyTorch with a cache, the same weights and as many parameters; in float32.
+  masked, diffusion    our samplers, with 12 and 50 parallel steps.
 
 Before anything is timed, cached and uncached must draw the same tokens from the same key, and torch must
 give our logits. Every program has a process of its own; they take turns, back and forth. The rows
 "compiled only" say what the cached sampler needs for smaller and larger grids: beside the cache, about the
-same. torch runs where JAX does, on the CPU or a GPU that it is built for, with as many threads as there are
-cores; they wait for each other, so that it suffers most from other programs: measure on a quiet machine.
+same. A step reads all parameters and what is filled of the cache, half of it on average: how often memory
+can deliver that is the bound that cached steps are a share of. Where a processor's cache holds them, they may
+pass it. torch runs where JAX does, with as many threads as there are cores; they wait for each other, so that
+it suffers most from other programs: measure on a quiet machine.
 """
 
 import argparse
 import dataclasses
 import importlib.metadata
-import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -28,6 +32,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from regvq_jax.bench.flags import add_shared_flags, wants_torch
+from regvq_jax.bench.machine import memory_bandwidth
 from regvq_jax.bench.measure import (
     Limits,
     Measurement,
@@ -35,24 +41,27 @@ from regvq_jax.bench.measure import (
     describe_machine,
     measure_in_turns,
     num_cores,
+    torch_device,
     warn_if_busy,
 )
-from regvq_jax.bench.table import output_path, show, write
+from regvq_jax.bench.table import publish, spread
 from regvq_jax.bench.torch_gpt import TorchGPT
 from regvq_jax.command_line import Parser, positive
 from regvq_jax.errors import UserError
 from regvq_jax.models.conditioners import Encoded
+from regvq_jax.models.layers import DTYPES
 from regvq_jax.models.prior import PriorNet
 from regvq_jax.priors import autoregressive
-from regvq_jax.trainers.autoregressive import AutoregressivePrior, AutoregressiveSampling
+from regvq_jax.trainers.priors import PRIORS
 
 PyTree = Any
 CACHED, UNCACHED, TORCH = "cached", "uncached", "torch"
+PARALLEL = ("masked", "diffusion")
 COMPILED_ONLY = "cached, compiled only"
-CASE = ("tokens", "sampler")
+CASE = ("batch", "sampler")
 CHECKED_TOKENS = 16
 LOGITS_TOLERANCE = 1e-4
-TINY = dict(dim=32, depth=2, heads=2, grid=4, codes=64, batch=2, repeats=2)
+TINY = dict(dim=32, depth=2, heads=2, grid=4, codes=64, batch=[2], repeats=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +74,8 @@ class Problem:
         codes: K.
         batch: B.
         seed: of parameters and noise.
+        dtype: of the network and its cache, a name in `DTYPES`.
+        kind: of the prior, a name in `PRIORS`.
     """
 
     dim: int
@@ -74,6 +85,8 @@ class Problem:
     codes: int
     batch: int
     seed: int
+    dtype: str = "float32"
+    kind: str = "autoregressive"
 
     @property
     def num_tokens(self) -> int:
@@ -82,16 +95,20 @@ class Problem:
 
     @property
     def cache_bytes(self) -> int:
-        """Of the keys and values of all tokens, float32."""
-        return 4 * 2 * self.depth * self.batch * self.num_tokens * self.dim
+        """Of the keys and values of all tokens."""
+        elements = 2 * self.depth * self.batch * self.num_tokens * self.dim
+        return jnp.dtype(DTYPES[self.dtype]).itemsize * elements
 
     @property
     def net(self) -> PriorNet:
         """The network."""
+        prior = PRIORS[self.kind]
         return PriorNet(
             self.codes,
             (self.grid, self.grid),
-            causal=True,
+            causal=prior.causal,
+            timed=prior.timed,
+            dtype=DTYPES[self.dtype],
             dim=self.dim,
             depth=self.depth,
             num_heads=self.heads,
@@ -99,7 +116,14 @@ class Problem:
 
     def params(self) -> PyTree:
         """Fresh parameters."""
-        return jax.jit(self.net.init)(jax.random.key(self.seed), self.unknown(1))["params"]
+        time = jnp.zeros(1) if self.net.timed else None
+        return jax.jit(self.net.init)(jax.random.key(self.seed), self.unknown(1), time=time)["params"]
+
+    def bound(self, bandwidth: float) -> float:
+        """Tokens a second of all rows, where only what a step reads takes time, at bytes a second."""
+        shapes = jax.eval_shape(self.params)
+        step_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) + self.cache_bytes / 2
+        return self.batch * bandwidth / step_bytes
 
     def keys(self) -> jax.Array:
         """One a row, [B]."""
@@ -110,10 +134,15 @@ class Problem:
         return jnp.full((rows, num_tokens or self.num_tokens), self.codes, jnp.int32)
 
 
-def sample_cached(net: PriorNet, params: PyTree, keys: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Fills int32 [B, n] as a trained prior does."""
-    settings, nothing = AutoregressiveSampling(), Encoded()
-    return AutoregressivePrior().sample(net, params, keys, tokens, nothing, nothing, settings)
+def sample_as_trained(
+    kind: str, net: PriorNet, params: PyTree, keys: jax.Array, tokens: jax.Array
+) -> jax.Array:
+    """Fills int32 [B, n] as a trained prior of this kind does."""
+    prior, nothing = PRIORS[kind](), Encoded()
+    return prior.sample(net, params, keys, tokens, nothing, nothing, prior.sampling())
+
+
+sample_cached = partial(sample_as_trained, "autoregressive")
 
 
 def sample_uncached(net: PriorNet, params: PyTree, keys: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -194,6 +223,8 @@ def check_equal(problem: Problem, device: str | None) -> int:
     count = sum(x.size for x in jax.tree.leaves(params))
     if device is None:
         return count
+    # Of the same weights: whatever the programs compute in.
+    net = net.clone(dtype=jnp.float32)
     gpt = TorchGPT(net, params, problem.batch, device)
     if gpt.num_parameters != count:
         raise RuntimeError(f"torch has {gpt.num_parameters:,} parameters, ours {count:,}")
@@ -210,9 +241,14 @@ def check_equal(problem: Problem, device: str | None) -> int:
 # Field of a row, and how the table shows it.
 _MIB = lambda x: f"{x / 2**20:,.1f}"
 COLUMNS = {
+    "tokens": ("tokens", lambda x: f"{x:,}"),
+    "ms": ("seconds", lambda x: f"{x * 1e3:,.0f}"),
+    "least..most": ("all_seconds", spread),
+    "images/s": ("images_per_second", lambda x: f"{x:,.2f}"),
     "tokens/s": ("tokens_per_second", lambda x: f"{x:,.0f}"),
     f"x {UNCACHED}": ("speed_over_uncached", lambda x: f"{x:.2f}"),
     f"x {TORCH}": ("speed_over_torch", lambda x: f"{x:.2f}"),
+    "of bandwidth": ("share_of_bandwidth", lambda x: f"{x:.0%}"),
     "cache MiB": ("cache_bytes", _MIB),
     "temp MiB": ("temp_bytes", _MIB),
     "beside cache MiB": ("temp_beside_cache", _MIB),
@@ -222,11 +258,11 @@ COLUMNS = {
 }
 
 
-def make_row(problem: Problem, name: str, measured: Mapping[str, Measurement]) -> dict:
+def make_row(problem: Problem, name: str, measured: Mapping[str, Measurement], bandwidth: float) -> dict:
     """The figures of a program by field; fields without a figure are left out."""
     own = measured[name]
-    row = dict(tokens=problem.num_tokens, sampler=name, failure=own.failure)
-    if name != UNCACHED:
+    row = dict(batch=problem.batch, tokens=problem.num_tokens, sampler=name, failure=own.failure)
+    if name in (CACHED, TORCH):
         row["cache_bytes"] = problem.cache_bytes
     if own.temp_bytes is not None:
         row["temp_bytes"] = own.temp_bytes
@@ -236,7 +272,12 @@ def make_row(problem: Problem, name: str, measured: Mapping[str, Measurement]) -
         return row
     row |= dict(seconds=own.median, all_seconds=own.seconds, repeats=len(own.seconds))
     row["tokens_per_second"] = problem.batch * problem.num_tokens / own.median
+    row["images_per_second"] = problem.batch / own.median
     row["rss_bytes"] = own.peak_bytes
+    if name in (CACHED, TORCH):
+        row["share_of_bandwidth"] = row["tokens_per_second"] / problem.bound(bandwidth)
+    if name in PARALLEL:
+        return row
     for baseline in (UNCACHED, TORCH):
         other = measured.get(baseline)
         if other is not None and not other.failure:
@@ -250,6 +291,7 @@ def memory_row(problem: Problem) -> dict:
     """What the compiler plans for the cached sampler; nothing is run."""
     temp_bytes = compile_sampler(sample_cached, problem).memory_analysis().temp_size_in_bytes
     return dict(
+        batch=problem.batch,
         tokens=problem.num_tokens,
         sampler=COMPILED_ONLY,
         failure="",
@@ -259,28 +301,19 @@ def memory_row(problem: Problem) -> dict:
     )
 
 
-def torch_device() -> str | None:
-    """The kind of device that JAX uses, if torch is there and can use it too, else None."""
-    if importlib.util.find_spec("torch") is None:
-        return None
-    import torch
-
-    backend = jax.default_backend()
-    return {"cpu": "cpu", "gpu": "cuda" if torch.cuda.is_available() else None}.get(backend)
-
-
-def describe(args: argparse.Namespace, count: int, device: str | None, load: float) -> str:
+def describe(args: argparse.Namespace, count: int, device: str | None, bandwidth: float, load: float) -> str:
     """Sizes, machine and versions, and what the columns are."""
     packages = ("jax", "jaxlib", *(("torch",) if device else ()))
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     torch_place = f"on {device}" if device else "left out"
     return (
-        f"{args.batch} sequences of {args.codes:,} codes; dim {args.dim}, depth {args.depth}, {args.heads} "
-        f"heads, {count:,} parameters in each, float32; median of up to {args.repeats} runs in turns, seed "
-        f"{args.seed}; JAX on {jax.devices()[0].device_kind}, torch {torch_place}; {describe_machine()}, "
-        f"load {load:.1f} before; {versions}. x uncached, x torch: tokens a second over theirs; temp: of the "
-        "compiled program, which holds the cache; RSS: growth of the process, compiling included; tokens "
-        f"off: how many differ from {CACHED!r}; n: runs."
+        f"batch: sequences of {args.codes:,} codes; dim {args.dim}, depth {args.depth}, {args.heads} heads, "
+        f"{count:,} parameters in the autoregressive, {args.dtype}; median of up to {args.repeats} runs in "
+        f"turns, seed {args.seed}; JAX on {jax.devices()[0].device_kind}, torch {torch_place}; "
+        f"{describe_machine()}, load {load:.1f} before; {versions}. x uncached, x torch: tokens a second "
+        f"over theirs; of bandwidth: of the steps whose reading {bandwidth / 1e9:,.1f} GB/s, measured here, "
+        "allow; temp: of the compiled program, which holds the cache; RSS: growth of the process, compiling "
+        f"included; tokens off: how many differ from {CACHED!r}; n: runs."
     )
 
 
@@ -291,44 +324,42 @@ def main(argv: Sequence[str]) -> None:
         vars(args).update(TINY)
     if args.dim % args.heads:
         raise UserError(f"--heads={args.heads} does not divide --dim={args.dim}.")
-    device = None if args.tiny else torch_device()
-    if device is None and not args.tiny:
-        print("Without a comparison with torch, which is not here or cannot use what JAX uses.")
-    load = warn_if_busy()
-    problem = Problem(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Problem)})
-    count = check_equal(problem, device)
-    programs = {
-        CACHED: partial(jax_program, sample_cached, problem),
-        UNCACHED: partial(jax_program, sample_uncached, problem),
-    }
-    if device is not None:
-        programs[TORCH] = partial(torch_program, device, problem)
+    device = torch_device() if wants_torch(args) else None
+    load, bandwidth = warn_if_busy(), memory_bandwidth()
     limits = Limits(args.repeats, args.time_limit, args.memory_limit * 2**30)
-    measured = measure_in_turns(programs, limits)
-    rows = [make_row(problem, name, measured) for name in programs]
+    names = ("dim", "depth", "heads", "grid", "codes", "seed", "dtype")
+    sizes = {name: getattr(args, name) for name in names}
+    batches = sorted(set(args.batch))
+    smallest = Problem(**sizes, batch=batches[0])
+    count = check_equal(smallest, device)
+    rows = []
+    for batch in batches:
+        problem = dataclasses.replace(smallest, batch=batch)
+        programs = {CACHED: partial(jax_program, sample_cached, problem)}
+        if problem == smallest:
+            programs[UNCACHED] = partial(jax_program, sample_uncached, problem)
+        if device is not None:
+            programs[TORCH] = partial(torch_program, device, problem)
+        for kind in PARALLEL:
+            sample_fn = partial(sample_as_trained, kind)
+            programs[kind] = partial(jax_program, sample_fn, dataclasses.replace(problem, kind=kind))
+        measured = measure_in_turns(programs, limits)
+        rows += [make_row(problem, name, measured, bandwidth) for name in programs]
     for grid in (max(1, args.grid // 2), 2 * args.grid):
-        rows.append(memory_row(dataclasses.replace(problem, grid=grid)))
-
-    caption = describe(args, count, device, load)
-    show(rows, COLUMNS, caption, CASE)
-    if args.output is not None:
-        write(args.output.expanduser(), rows, COLUMNS, caption, CASE)
+        rows.append(memory_row(dataclasses.replace(smallest, grid=grid)))
+    publish(args, rows, COLUMNS, describe(args, count, device, bandwidth, load), CASE)
 
 
 def make_parser() -> Parser:
     """The flags."""
-    parser = Parser("regvq_jax.bench autoregressive", __doc__)
+    parser = Parser("regvq_jax.bench decode", __doc__)
     add = parser.add_argument
     add("--dim", type=positive, default=256, help="width of the network (default 256)")
     add("--depth", type=positive, default=6, help="its blocks (default 6)")
     add("--heads", type=positive, default=8, help="its attention heads (default 8)")
     add("--grid", type=positive, default=16, help="tokens along each side of an image (default 16)")
     add("--codes", type=positive, default=1024, metavar="K", help="codebook size (default 1024)")
-    add("--batch", type=positive, default=4, help="images drawn at once (default 4)")
-    add("--repeats", type=positive, default=5, help="timed runs of each program (default 5)")
-    add("--seed", type=int, default=0)
-    add("--time-limit", type=positive, default=300, metavar="SECONDS", help="for one program (default 300)")
-    add("--memory-limit", type=positive, default=16, metavar="GIB", help="for one program (default 16)")
-    add("--tiny", action="store_true", help="a trial of the benchmark itself in seconds, without torch")
-    add("--output", type=output_path, metavar="FILE", help=".md for the table, .json for all figures")
+    add("--batch", type=positive, nargs="+", default=[1, 16], metavar="B", help="images at once: 1 and 16")
+    add("--dtype", choices=DTYPES, default="float32", help="of ours and its cache (default float32)")
+    add_shared_flags(parser, repeats=3)
     return parser

@@ -1,0 +1,169 @@
+"""Seconds from the start of a training's process to its first step, without and with a compilation cache.
+
+    python -m regvq_jax.bench compile
+    python -m regvq_jax.bench compile --config=configs/quickstart.py:tiny --repeats=1 --output=compile.md
+
+Runs the tokenizer stage as users do, `python -m regvq_jax.main`, each time in a fresh process and a fresh
+workdir. "cold" starts with an empty compilation cache, "cached" with that of the cold run. A process is
+ended once the first step is in its metrics.jsonl; what it logs on the way says where the seconds go. Call it
+where the config lies.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from regvq_jax.bench.flags import add_shared_flags
+from regvq_jax.bench.measure import describe_machine, warn_if_busy
+from regvq_jax.bench.table import publish
+from regvq_jax.command_line import Parser
+from regvq_jax.errors import UserError
+
+COLD, CACHED = "cold", "cached"
+TARGETS = {COLD: 40.0, CACHED: 10.0}  # Seconds, for the quickstart on two CPU cores.
+CASE = ("n", "start")
+POLL_SECONDS = 0.02
+# What a log line holds when a part ends.
+MARKS = {"starting": ": starting", "initialised": ": compiling the step", "compiled": ": step compiled in"}
+
+
+class Start(NamedTuple):
+    """One start of a training.
+
+    Attributes:
+        seconds: to the first step.
+        marks: seconds to each of `MARKS`; what was not logged is left out.
+    """
+
+    seconds: float
+    marks: Mapping[str, float]
+
+
+def measure_start(config: str, cache: Path, time_limit: float) -> Start:
+    """Starts a training in a process of its own and ends it after its first step.
+
+    Args:
+        config: as of main's --config.
+        cache: directory of compiled programs.
+        time_limit: seconds.
+
+    Raises:
+        UserError: it ended before, or took longer than `time_limit`.
+    """
+    lines: list[tuple[float, str]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "regvq_jax.main", f"--config={config}", "--stage=tokenizer"]
+        command += [f"--workdir={scratch}/run", f"--compilation_cache={cache}"]
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+
+        def listen():
+            lines.extend((time.perf_counter() - began, line) for line in process.stdout)
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        metrics = Path(scratch, "run", "tokenizer", "metrics.jsonl")
+        try:
+            while not (metrics.exists() and "\n" in metrics.read_text()):
+                if process.poll() is not None:
+                    listener.join()
+                    raise UserError(f"{' '.join(command)} ended before its first step: {_tail(lines)}")
+                if time.perf_counter() - began > time_limit:
+                    raise UserError(f"{config} took no step in {time_limit:.0f} s; raise --time-limit.")
+                time.sleep(POLL_SECONDS)
+            seconds = time.perf_counter() - began
+        finally:
+            process.kill()
+            process.wait()
+            listener.join()
+    return Start(seconds, find_marks(lines))
+
+
+def find_marks(lines: Sequence[tuple[float, str]]) -> dict[str, float]:
+    """When each of `MARKS` was logged first, of (seconds, line)."""
+    marks: dict[str, float] = {}
+    for seconds, line in lines:
+        for name, text in MARKS.items():
+            if text in line:
+                marks.setdefault(name, seconds)
+    return marks
+
+
+COLUMNS = {
+    "seconds": ("seconds", lambda x: f"{x:.1f}"),
+    "least..most": ("all_seconds", lambda x: f"{min(x):.1f}..{max(x):.1f}"),
+    "target": ("target", lambda x: f"{x:.0f}"),
+    "until init": ("starting", lambda x: f"{x:.1f}"),
+    "init": ("init", lambda x: f"{x:.1f}"),
+    "compile": ("compile", lambda x: f"{x:.1f}"),
+    "first step": ("first_step", lambda x: f"{x:.1f}"),
+}
+
+
+def make_row(name: str, starts: Sequence[Start]) -> dict[str, Any]:
+    """The figures of equal starts; parts are those of the median one."""
+    ordered = sorted(starts, key=lambda start: start.seconds)
+    median = ordered[len(ordered) // 2]
+    row = dict(n=len(starts), start=name, failure="", seconds=median.seconds, target=TARGETS[name])
+    row["all_seconds"] = [start.seconds for start in starts]
+    marks = median.marks
+    if set(marks) == set(MARKS):
+        row |= dict(
+            starting=marks["starting"],
+            init=marks["initialised"] - marks["starting"],
+            compile=marks["compiled"] - marks["initialised"],
+            first_step=median.seconds - marks["compiled"],
+        )
+    return row
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures, prints the table, and writes it where the flags say."""
+    args = make_parser().parse_args(argv)
+    if args.tiny:
+        args.config, args.repeats = "configs/quickstart.py:tiny", 1
+    load = warn_if_busy()
+    starts: dict[str, list[Start]] = {COLD: [], CACHED: []}
+    for _ in range(args.repeats):
+        with tempfile.TemporaryDirectory() as cache:
+            for own in starts.values():
+                own.append(measure_start(args.config, Path(cache), args.time_limit))
+    rows = [make_row(name, own) for name, own in starts.items()]
+    publish(args, rows, COLUMNS, describe(args, load), CASE)
+
+
+def describe(args: argparse.Namespace, load: float) -> str:
+    """What was run, on what, and what the columns are."""
+    return (
+        f"--config={args.config} --stage=tokenizer; median of {args.repeats}; {describe_machine()}, load "
+        f"{load:.1f} before; jax {jax.__version__}. seconds: from the start of the process until the first "
+        "step is logged; target: of the quickstart, cold and cached; until init: imports, config and data; "
+        "init: making the first state; compile: of the step; first step: running and logging it."
+    )
+
+
+def _tail(lines: Sequence[tuple[float, str]]) -> str:
+    return " ".join(line.strip() for _, line in lines[-3:])
+
+
+def make_parser() -> Parser:
+    """The flags."""
+    parser = Parser("regvq_jax.bench compile", __doc__)
+    parser.add_argument("--config", default="configs/quickstart.py", help="default configs/quickstart.py")
+    add_shared_flags(parser, repeats=3)
+    return parser

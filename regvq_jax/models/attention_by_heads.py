@@ -1,0 +1,102 @@
+"""Attention on one CPU: a few heads at a time, so that their scores stay in its cache."""
+
+import jax
+import jax.numpy as jnp
+
+# Of a block of scores: 256 KiB in float32.
+BLOCK_ELEMENTS = 2**16
+
+
+def attention_by_heads(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+    """What `jax.nn.dot_product_attention` computes, in a loop over heads and with a gradient of its own.
+
+    XLA for CPUs makes one program of products and softmax that takes several times as long as its parts. Here
+    a block's scores are made again for the gradient, transposed, since products that contract over rows are
+    slow there too. It would gather what devices hold apart: one device only.
+
+    Args:
+        query: float32 [B, Q, heads, head_dim].
+        key, value: float32 [B, S, heads, head_dim].
+        mask: bool [B or 1, heads or 1, Q or 1, S], True = the query sees the key; None = all.
+
+    Returns:
+        float32 [B, Q, heads, head_dim].
+    """
+    if mask is None:
+        mask = jnp.ones((1, 1, 1, 1), bool)
+    return _attend(query, key, value, mask)
+
+
+@jax.custom_vjp
+def _attend(query, key, value, mask):
+    return _forward(query, key, value, mask)[0]
+
+
+def _forward(query, key, value, mask):
+    heads_first = [x.swapaxes(1, 2) for x in (query, key, value)]
+    out, peak, total = _over_blocks(_forward_block, mask, *heads_first)
+    return out.swapaxes(1, 2), (*heads_first, mask, out, peak, total)
+
+
+def _backward(residuals, grad):
+    query, key, value, mask, out, peak, total = residuals
+    # One row's sum divides its gradient: less work than dividing all of its probabilities.
+    grad = grad.swapaxes(1, 2) / total[..., None]
+    own = (grad * out).sum(-1)
+    grads = _over_blocks(_backward_block, mask.swapaxes(2, 3), query, key, value, peak, grad, own)
+    return *(x.swapaxes(1, 2) for x in grads), None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _forward_block(mask, query, key, value):
+    scores = _scores(mask, _scaled(query), key)
+    peak = scores.max(-1)
+    weights = jnp.exp(scores - peak[..., None])
+    total = weights.sum(-1)
+    return jnp.matmul(weights, value) / total[..., None], peak, total
+
+
+def _backward_block(mask, query, key, value, peak, grad, own):
+    """With keys in rows and queries in columns; all are gradients of what `_forward_block` is given."""
+    query = _scaled(query)
+    weights = jnp.exp(_scores(mask, key, query) - peak[..., None, :])
+    of_value = jnp.matmul(weights, grad)
+    of_weights = jnp.matmul(value, grad.swapaxes(-1, -2)) - own[..., None, :]
+    of_scores = jnp.where(mask, weights * of_weights, 0.0)
+    of_query = jnp.matmul(key.swapaxes(-1, -2), of_scores).swapaxes(-1, -2)
+    return _scaled(of_query), jnp.matmul(of_scores, query), of_value
+
+
+def _scaled(query):
+    return query * (query.shape[-1] ** -0.5)
+
+
+def _scores(mask, rows, columns):
+    scores = jnp.matmul(rows, columns.swapaxes(-1, -2))
+    return jnp.where(mask, scores, -0.7 * jnp.finfo(scores.dtype).max)
+
+
+def _over_blocks(fn, mask, *arrays):
+    """Results [B, heads, ...] of `fn(mask, *blocks)`, each block of some heads of one row."""
+    rows, heads = arrays[0].shape[:2]
+    elements = arrays[0].shape[2] * arrays[1].shape[2]
+    most = max(1, BLOCK_ELEMENTS // elements)
+    size = max(n for n in range(1, heads + 1) if heads % n == 0 and n <= most)
+    blocks = heads // size
+    split = [x.reshape(rows * blocks, size, *x.shape[2:]) for x in arrays]
+    masks = jnp.broadcast_to(mask, (mask.shape[0], heads, *mask.shape[2:])) if mask.shape[1] > 1 else mask
+
+    def block(inputs):
+        index, *arrays = inputs
+        row, place = index // blocks, index % blocks
+        own = masks[row if mask.shape[0] > 1 else 0]
+        if mask.shape[1] > 1:
+            own = jax.lax.dynamic_slice_in_dim(own, place * size, size)
+        return fn(own, *arrays)
+
+    results = jax.lax.map(block, (jnp.arange(rows * blocks), *split))
+    return jax.tree.map(lambda x: x.reshape(rows, heads, *x.shape[2:]), results)

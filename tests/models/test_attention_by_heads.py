@@ -1,0 +1,47 @@
+"""Attention in blocks of heads is plain attention, and so are its gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from regvq_jax.models import attention_by_heads as by_heads
+from regvq_jax.models.attention import choose_implementation
+
+B, Q, S, HEADS, SIZE = 2, 5, 7, 4, 3
+ROWS = jnp.array([[True] * 3 + [False] * 4, [True] * 7])
+MASKS = {
+    "none": None,
+    "causal": jnp.tril(jnp.ones((Q, S), bool))[None, None],
+    "of rows": ROWS[:, None, None],
+    "of heads": (jnp.arange(S) <= jnp.arange(HEADS)[:, None])[None, :, None],
+    "nothing seen": (ROWS & jnp.array([[False], [True]]))[:, None, None],
+}
+
+
+@pytest.mark.parametrize("block", [1, 2 * Q * S], ids=["a head", "two heads"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_values_and_gradients(mask, block, monkeypatch):
+    monkeypatch.setattr(by_heads, "BLOCK_ELEMENTS", block)
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = [(B, n, HEADS, SIZE) for n in (Q, S, S, Q)]
+    *inputs, direction = (jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True))
+
+    def results(fn):
+        out, pull_back = jax.vjp(lambda *inputs: fn(*inputs, mask=MASKS[mask]), *inputs)
+        return out, *pull_back(direction)
+
+    plain = lambda *inputs, mask: jax.nn.dot_product_attention(*inputs, mask=mask, implementation="xla")
+    own = jax.jit(lambda: results(by_heads.attention_by_heads))()
+    for value, expected in zip(own, results(plain), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_only_where_one_cpu_computes_in_float32(monkeypatch):
+    choose = choose_implementation
+    assert choose("auto", jnp.float32, 64, 64, 64) == "xla"  # Of several devices, as in these tests.
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert choose("auto", jnp.float32, 64, 64, 64) == "heads"
+    assert choose("auto", jnp.bfloat16, 64, 64, 64) == "xla"
+    assert choose("auto", jnp.float32, 1, 64, 64) == "xla"  # A step of a sampler.
+    assert choose("xla", jnp.float32, 64, 64, 64) == "xla"
