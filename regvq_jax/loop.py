@@ -31,6 +31,8 @@ from regvq_jax.watchdog import Watchdog
 
 PyTree = Any
 log = logging.getLogger("regvq_jax")
+# For machine code of CPUs that runs once, or never: compiling is most of what it costs.
+QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class Evaluator(Protocol):
@@ -225,7 +227,9 @@ def restore_or_init(
         log.info("%s: %s has %s parameters", trainer.name, name, f"{count:,}")
     if checkpoints.latest_step() is None:
         log.info("%s: starting", trainer.name)
-        state = jax.jit(init, out_shardings=shardings)(key)
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        lowered = jax.jit(init, out_shardings=shardings).lower(key)
+        state = lowered.compile(compiler_options=QUICK_TO_COMPILE if on_cpu else None)(key)
         return state, 0, {"seconds": 0.0, "evaluated": True}
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings

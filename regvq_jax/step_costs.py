@@ -15,8 +15,6 @@ from regvq_jax.described import Described
 
 PyTree = Any
 log = logging.getLogger("regvq_jax")
-# Machine code that nobody will run need not be fast: it is half of the time that compiling takes.
-CPU_OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 MAX_SEARCHES = 3
 
 
@@ -126,7 +124,7 @@ def compile_step(described: Described, batch_size: int, mesh: jax.sharding.Mesh)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     log.info("compiling a step of %d rows for %d devices", batch_size, mesh.size)
     try:
-        compiled = lowered.compile(compiler_options=CPU_OPTIONS if on_cpu else None)
+        compiled = lowered.compile(compiler_options=loop.QUICK_TO_COMPILE if on_cpu else None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
