@@ -17,15 +17,23 @@ there are cores. On a GPU the first two are also compared in bfloat16 with torch
 import argparse
 import dataclasses
 import importlib.metadata
-import importlib.util
 from collections.abc import Sequence
 from functools import partial
 
 import jax
 import numpy as np
 
-from regvq_jax.bench.measure import Limits, Measurement, describe_machine, measure_in_turns, warn_if_busy
-from regvq_jax.bench.table import output_path, show, write
+from regvq_jax.bench.flags import add_shared_flags, wants_torch
+from regvq_jax.bench.machine import matmul_peak
+from regvq_jax.bench.measure import (
+    Limits,
+    Measurement,
+    describe_machine,
+    measure_in_turns,
+    torch_device,
+    warn_if_busy,
+)
+from regvq_jax.bench.table import publish
 from regvq_jax.bench.tokenizer_programs import (
     FUNCTIONS,
     STEP,
@@ -110,24 +118,6 @@ def relative_error(values: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(values - reference).max() / np.abs(reference).max())
 
 
-def machine_peak(dtype: str) -> float | None:
-    """FLOP/s of this machine's products of matrices, measured now; None where there is no such measure."""
-    if importlib.util.find_spec("regvq_jax.bench.machine") is None:
-        return None
-    from regvq_jax.bench.machine import matmul_peak
-
-    return matmul_peak(DTYPES[dtype])
-
-
-def torch_device() -> str | None:
-    """The kind of device that JAX uses, if torch and diffusers can use it too, else None."""
-    if not all(importlib.util.find_spec(name) for name in RIVALS):
-        return None
-    import torch
-
-    return {"cpu": "cpu", "gpu": "cuda" if torch.cuda.is_available() else None}.get(jax.default_backend())
-
-
 def measure(problem: Problem, device: str | None, limits: Limits, with_step: bool) -> list[dict]:
     """The rows of one arithmetic; `device` is torch's, None leaves it out."""
     programs = {}
@@ -138,7 +128,7 @@ def measure(problem: Problem, device: str | None, limits: Limits, with_step: boo
     if with_step:
         programs[STEP] = partial(step_program, problem)
     measured = measure_in_turns(programs, limits)
-    peak, rows = machine_peak(problem.dtype), []
+    peak, rows = matmul_peak(DTYPES[problem.dtype]), []
     for name in programs:
         work = name.removesuffix(", torch")
         label = name if problem.dtype == "float32" else f"{name}, {problem.dtype}"
@@ -174,25 +164,20 @@ def main(argv: Sequence[str]) -> None:
     fields = {field.name for field in dataclasses.fields(Problem)} - {"dtype", "multipliers"}
     given = {name: getattr(args, name) for name in fields}
     problem = Problem(**given, multipliers=tuple(args.multipliers), dtype="float32")
-    device = torch_device() if args.against == "torch" else None
-    if device is None and args.against == "torch":
-        print("Without torch, which is not here, or diffusers is not, or it cannot use what JAX uses.")
+    device = torch_device() if wants_torch(args, "diffusers") else None
     load = warn_if_busy()
     limits = Limits(args.repeats, args.time_limit, args.memory_limit * 2**30)
     rows = measure(problem, device, limits, with_step=True)
     if jax.default_backend() == "gpu":
         rows += measure(dataclasses.replace(problem, dtype="bfloat16"), device, limits, with_step=True)
     caption = describe(problem, args, device, load)
-    show(rows, COLUMNS, caption, CASE)
-    if args.output is not None:
-        write(args.output.expanduser(), rows, COLUMNS, caption, CASE)
+    publish(args, rows, COLUMNS, caption, CASE)
 
 
 def make_parser() -> Parser:
     """The flags."""
     parser = Parser("regvq_jax.bench tokenizer", __doc__)
     add = parser.add_argument
-    add("--against", choices=("torch", "none"), default="torch", help="the rival (default torch)")
     add("--size", type=positive, default=128, help="pixels along each side of an image (default 128)")
     add("--batch", type=positive, default=1, help="images (default 1)")
     add("--channels", type=positive, default=128, help="width at full resolution (default 128)")
@@ -201,10 +186,5 @@ def make_parser() -> Parser:
     add("--codes", type=positive, default=1024, metavar="K", help="codebook size (default 1024)")
     add("--code-dim", type=positive, default=256, help="length of a code vector (default 256)")
     add("--features", choices=("vgg19", "random"), default="vgg19", help="of the GAN step (default vgg19)")
-    add("--repeats", type=positive, default=5, help="timed runs of each program (default 5)")
-    add("--seed", type=int, default=0)
-    add("--time-limit", type=positive, default=300, metavar="SECONDS", help="for one program (default 300)")
-    add("--memory-limit", type=positive, default=16, metavar="GIB", help="for one program (default 16)")
-    add("--tiny", action="store_true", help="a trial of the benchmark itself in seconds, without torch")
-    add("--output", type=output_path, metavar="FILE", help=".md for the table, .json for all figures")
+    add_shared_flags(parser, repeats=5)
     return parser
