@@ -217,7 +217,9 @@ def _kernel_gradient(x, dy, size, strides, padding):
     def plain(x, dy):
         return jax.linear_transpose(lambda k: _plain(x, k, strides, padding), kernel)(dy)[0]
 
-    if max(x.shape[-1], dy.shape[-1]) < NARROW or x.dtype != jnp.float32:
+    narrow = max(x.shape[-1], dy.shape[-1]) < NARROW
+    # Strips of a batch that lies on several devices would be summed over them one by one.
+    if narrow or x.dtype != jnp.float32 or jax.device_count() > 1:
         return plain(x, dy)
     products = partial(_kernel_gradient_by_products, size=size, strides=strides, padding=padding)
     return jax.lax.platform_dependent(x, dy, cpu=products, default=plain)
