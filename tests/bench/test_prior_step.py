@@ -57,10 +57,11 @@ def test_figures_by_hand():
 
 
 def test_flops_grow_with_depth_by_a_block():
-    one, two = (dataclasses.replace(PROBLEM, dim=64, depth=depth).flops() for depth in (1, 2))
-    # 12 dim^2 multiply-adds for a token, forward and twice backward; the rest is attention and the optimiser.
-    block = 3 * 2 * 12 * 64**2 * 8
-    assert block < two - one < 1.6 * block
+    # So many tokens that the optimiser's work, which does not grow with them, is small.
+    one, two = (dataclasses.replace(PROBLEM, dim=64, depth=depth, batch=32).flops() for depth in (1, 2))
+    # 12 dim^2 multiply-adds for a token, forward and twice backward; the rest is attention and passes.
+    block = 3 * 2 * 12 * 64**2 * 4 * 32
+    assert block < two - one < 1.2 * block
 
 
 def test_tiny_run(tmp_path, capsys):
