@@ -10,7 +10,9 @@ import pytest
 
 from regvq_jax.bench import __main__ as bench
 from regvq_jax.bench import decode
-from regvq_jax.bench.decode import CACHED, COMPILED_ONLY, TORCH, UNCACHED, Problem
+from regvq_jax.bench import decode_programs as programs
+from regvq_jax.bench.decode import CACHED, COMPILED_ONLY, TORCH, UNCACHED
+from regvq_jax.bench.decode_programs import Problem
 from regvq_jax.bench.measure import Measurement
 from regvq_jax.errors import UserError
 
@@ -66,12 +68,12 @@ def test_torch_has_our_parameters_and_logits():
     pytest.importorskip("torch")
     shapes = (16 + 1) * 32 + 2 * 3 * 32 + (32 * 16 + 16) + 2 * 32  # Embeddings, places, head, last norm.
     block = 2 * 2 * 32 + 4 * (32 * 32 + 32) + (32 * 128 + 128) + (128 * 32 + 32)
-    assert decode.check_equal(PROBLEM, "cpu") == shapes + 2 * block
+    assert programs.check_equal(PROBLEM, "cpu") == shapes + 2 * block
 
 
 def test_torch_draws_from_its_softmax():
     pytest.importorskip("torch")
-    gpt = decode.TorchGPT(PROBLEM.net, PROBLEM.params(), rows=2)
+    gpt = programs.TorchGPT(PROBLEM.net, PROBLEM.params(), rows=2)
     tokens = gpt.sample(seed=0)
     assert tokens.shape == (2, 9) and 0 <= tokens.min() and tokens.max() < 16
     np.testing.assert_array_equal(tokens, gpt.sample(seed=0))
@@ -85,15 +87,13 @@ def test_torch_draws_from_its_softmax():
 def test_programs_that_differ_are_not_timed(monkeypatch):
     with pytest.raises(RuntimeError, match="different tokens from the same key"):
         with monkeypatch.context() as patch:
-            other = lambda net, params, keys, tokens: decode.sample_cached(
-                net, params, keys[::-1], tokens
-            )
-            patch.setattr(decode, "sample_uncached", other)
-            decode.check_equal(PROBLEM, None)
+            other = lambda net, params, keys, tokens: programs.sample_cached(net, params, keys[::-1], tokens)
+            patch.setattr(programs, "sample_uncached", other)
+            programs.check_equal(PROBLEM, None)
     pytest.importorskip("torch")
-    monkeypatch.setattr(decode.TorchGPT, "logits", lambda self, tokens: np.zeros((2, 9, 16)))
+    monkeypatch.setattr(programs.TorchGPT, "logits", lambda self, tokens: np.zeros((2, 9, 16)))
     with pytest.raises(RuntimeError, match="logits are off by"):
-        decode.check_equal(PROBLEM, "cpu")
+        programs.check_equal(PROBLEM, "cpu")
 
 
 def test_heads_that_do_not_fit():

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from regvq_jax.bench import __main__ as bench
+from regvq_jax.bench import prior_programs as programs
 from regvq_jax.bench import prior_step
 from regvq_jax.bench.measure import Measurement
-from regvq_jax.bench.prior_step import OURS, TORCH, Problem
+from regvq_jax.bench.prior_programs import Problem
+from regvq_jax.bench.prior_step import OURS, TORCH
 from regvq_jax.errors import UserError
 from regvq_jax.trainers.priors import PRIORS
 
@@ -21,14 +23,14 @@ PROBLEM = Problem(
 @pytest.mark.parametrize("kind", PRIORS)
 def test_torch_has_our_parameters_loss_and_gradient(kind):
     pytest.importorskip("torch")
-    assert prior_step.check_equal(dataclasses.replace(PROBLEM, kind=kind), "cpu") > 0
+    assert programs.check_equal(dataclasses.replace(PROBLEM, kind=kind), "cpu") > 0
 
 
 def test_a_rival_that_differs_is_not_timed(monkeypatch):
     pytest.importorskip("torch")
-    monkeypatch.setattr(prior_step.TorchPrior, "gradient_norm", lambda self, *_: (1.0, 1.0))
+    monkeypatch.setattr(programs.TorchPrior, "gradient_norm", lambda self, *_: (1.0, 1.0))
     with pytest.raises(RuntimeError, match="masked: our loss is"):
-        prior_step.check_equal(PROBLEM, "cpu")
+        programs.check_equal(PROBLEM, "cpu")
 
 
 @pytest.mark.parametrize("kind", PRIORS)
@@ -36,7 +38,7 @@ def test_torch_learns(kind):
     torch = pytest.importorskip("torch")
     problem = dataclasses.replace(PROBLEM, kind=kind, dropout=0.0)
     torch.manual_seed(0)
-    rival = prior_step.make_torch_prior(problem, problem.state().params["prior"], "cpu")
+    rival = programs.make_torch_prior(problem, problem.state().params["prior"], "cpu")
     rival._adam.param_groups[0]["lr"] = rival._adam.param_groups[1]["lr"] = 1e-2
     tokens = torch.as_tensor(problem.tokens()).long()
     losses = [rival.train_step(tokens) for _ in range(60)]

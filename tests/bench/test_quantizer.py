@@ -11,6 +11,7 @@ import pytest
 from regvq_jax.bench import __main__ as bench
 from regvq_jax.bench import quantizer, table
 from regvq_jax.bench.measure import Limits, Program, measure_in_turns
+from regvq_jax.bench.quantizer_programs import Problem
 from regvq_jax.errors import UserError
 
 GIB = 2**30
@@ -36,7 +37,7 @@ def test_tiny_run(tmp_path, capsys):
 
 def test_torch_does_the_same_work():
     pytest.importorskip("vector_quantize_pytorch")
-    problem = quantizer.Problem(num_codes=64, batch=2, grid=4, code_dim=8, tile_elements=512, seed=0)
+    problem = Problem(num_codes=64, batch=2, grid=4, code_dim=8, tile_elements=512, seed=0)
     ours, theirs = (
         quantizer.CASES[name].make_inputs(problem)().run()
         for name in (quantizer.NEAREST, quantizer.TORCH_NEAREST)
@@ -79,7 +80,7 @@ def test_what_does_not_fit_is_reported():
     assert measured["large"].failure == "does not fit in 1 GiB" and measured["large"].temp_bytes == GIB
     assert measured["slow"].failure == "not done in 5 s"
     assert measured["killed"].failure == "ended by SIGKILL, as for want of memory"
-    problem = quantizer.Problem(num_codes=4, batch=1, grid=2, code_dim=2, tile_elements=4, seed=0)
+    problem = Problem(num_codes=4, batch=1, grid=2, code_dim=2, tile_elements=4, seed=0)
     case = quantizer.Case(allocate, baseline="slow")
     row = quantizer.make_row(problem, "large", case, measured)
     [line] = table.make_cells([row], quantizer.COLUMNS)[1:]
