@@ -1,16 +1,20 @@
 """Seconds from the start of a training's process to its first step, without and with a compilation cache.
 
     python -m regvq_jax.bench compile
-    python -m regvq_jax.bench compile --config=configs/quickstart.py:tiny --repeats=1 --output=compile.md
+    python -m regvq_jax.bench compile --config=configs/quickstart.py --repeats=1 --output=compile.md
+    python -m regvq_jax.bench compile --tiny --json=compile.json
 
 Runs the tokenizer stage as users do, `python -m regvq_jax.main`, each time in a fresh process and a fresh
 workdir. "cold" starts with an empty compilation cache, "cached" with that of the cold run. A process is
 ended once the first step is in its metrics.jsonl; what it logs on the way says where the seconds go. Call it
-where the config lies.
+where the config lies. There is no rival: a run is one start of both kinds, --seed that of the training, and
+--tiny one start of each of the quickstart's tiny config.
 """
 
 import argparse
 import os
+import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -22,9 +26,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from regvq_jax.bench.flags import add_shared_flags
-from regvq_jax.bench.measure import describe_machine, warn_if_busy
-from regvq_jax.bench.table import publish
+from regvq_jax.bench.flags import add_shared_flags, make_limits
+from regvq_jax.bench.measure import Limits, describe_machine, warn_if_busy
+from regvq_jax.bench.table import mebibytes, publish
 from regvq_jax.command_line import Parser
 from regvq_jax.errors import UserError
 
@@ -32,6 +36,7 @@ COLD, CACHED = "cold", "cached"
 TARGETS = {COLD: 40.0, CACHED: 10.0}  # Seconds, for the quickstart on two CPU cores.
 CASE = ("n", "start")
 POLL_SECONDS = 0.02
+TINY = dict(config="configs/quickstart.py:tiny", repeats=1)
 # What a log line holds when a part ends.
 MARKS = {"starting": ": starting", "initialised": ": compiling the step", "compiled": ": step compiled in"}
 
@@ -42,27 +47,30 @@ class Start(NamedTuple):
     Attributes:
         seconds: to the first step.
         marks: seconds to each of `MARKS`; what was not logged is left out.
+        peak_bytes: highest resident memory of the process until then; None where the system does not tell.
     """
 
     seconds: float
     marks: Mapping[str, float]
+    peak_bytes: int | None = None
 
 
-def measure_start(config: str, cache: Path, time_limit: float) -> Start:
+def measure_start(config: str, cache: Path, limits: Limits, seed: int) -> Start:
     """Starts a training in a process of its own and ends it after its first step.
 
     Args:
         config: as of main's --config.
         cache: directory of compiled programs.
-        time_limit: seconds.
+        limits: the seconds it may take, and its memory where the system can limit that of another process.
+        seed: of the training.
 
     Raises:
-        UserError: it ended before, or took longer than `time_limit`.
+        UserError: it ended before, as for want of memory, or took longer than it may.
     """
     lines: list[tuple[float, str]] = []
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "regvq_jax.main", f"--config={config}", "--stage=tokenizer"]
-        command += [f"--workdir={scratch}/run", f"--compilation_cache={cache}"]
+        command += [f"--workdir={scratch}/run", f"--compilation_cache={cache}", f"--config.seed={seed}"]
         began = time.perf_counter()
         process = subprocess.Popen(
             command,
@@ -71,6 +79,9 @@ def measure_start(config: str, cache: Path, time_limit: float) -> Start:
             text=True,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )
+
+        if hasattr(resource, "prlimit"):
+            resource.prlimit(process.pid, resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
 
         def listen():
             lines.extend((time.perf_counter() - began, line) for line in process.stdout)
@@ -83,15 +94,16 @@ def measure_start(config: str, cache: Path, time_limit: float) -> Start:
                 if process.poll() is not None:
                     listener.join()
                     raise UserError(f"{' '.join(command)} ended before its first step: {_tail(lines)}")
-                if time.perf_counter() - began > time_limit:
-                    raise UserError(f"{config} took no step in {time_limit:.0f} s; raise --time-limit.")
+                if time.perf_counter() - began > limits.seconds:
+                    raise UserError(f"{config} took no step in {limits.seconds:.0f} s; raise --time-limit.")
                 time.sleep(POLL_SECONDS)
             seconds = time.perf_counter() - began
+            peak_bytes = _peak_bytes(process.pid)
         finally:
             process.kill()
             process.wait()
             listener.join()
-    return Start(seconds, find_marks(lines))
+    return Start(seconds, find_marks(lines), peak_bytes)
 
 
 def find_marks(lines: Sequence[tuple[float, str]]) -> dict[str, float]:
@@ -112,15 +124,18 @@ COLUMNS = {
     "init": ("init", lambda x: f"{x:.1f}"),
     "compile": ("compile", lambda x: f"{x:.1f}"),
     "first step": ("first_step", lambda x: f"{x:.1f}"),
+    "RSS MiB": ("rss_bytes", mebibytes),
 }
 
 
 def make_row(name: str, starts: Sequence[Start]) -> dict[str, Any]:
-    """The figures of equal starts; parts are those of the median one."""
+    """The figures of equal starts; parts and memory are those of the median one."""
     ordered = sorted(starts, key=lambda start: start.seconds)
     median = ordered[len(ordered) // 2]
     row = dict(n=len(starts), start=name, failure="", seconds=median.seconds, target=TARGETS[name])
     row["all_seconds"] = [start.seconds for start in starts]
+    if median.peak_bytes is not None:
+        row["rss_bytes"] = median.peak_bytes
     marks = median.marks
     if set(marks) == set(MARKS):
         row |= dict(
@@ -136,13 +151,13 @@ def main(argv: Sequence[str]) -> None:
     """Measures, prints the table, and writes it where the flags say."""
     args = make_parser().parse_args(argv)
     if args.tiny:
-        args.config, args.repeats = "configs/quickstart.py:tiny", 1
-    load = warn_if_busy()
+        vars(args).update(TINY)
+    load, limits = warn_if_busy(), make_limits(args)
     starts: dict[str, list[Start]] = {COLD: [], CACHED: []}
     for _ in range(args.repeats):
         with tempfile.TemporaryDirectory() as cache:
             for own in starts.values():
-                own.append(measure_start(args.config, Path(cache), args.time_limit))
+                own.append(measure_start(args.config, Path(cache), limits, args.seed))
     rows = [make_row(name, own) for name, own in starts.items()]
     publish(args, rows, COLUMNS, describe(args, load), CASE)
 
@@ -150,11 +165,19 @@ def main(argv: Sequence[str]) -> None:
 def describe(args: argparse.Namespace, load: float) -> str:
     """What was run, on what, and what the columns are."""
     return (
-        f"--config={args.config} --stage=tokenizer; median of {args.repeats}; {describe_machine()}, load "
-        f"{load:.1f} before; jax {jax.__version__}. seconds: from the start of the process until the first "
-        "step is logged; target: of the quickstart, cold and cached; until init: imports, config and data; "
-        "init: making the first state; compile: of the step; first step: running and logging it."
+        f"--config={args.config} --stage=tokenizer; median of {args.repeats}, seed {args.seed}; "
+        f"{describe_machine()}, load {load:.1f} before; jax {jax.__version__}. seconds: from the start of "
+        "the process until the first step is logged; target: of the quickstart, cold and cached; until init: "
+        "imports, config and data; init: making the first state; compile: of the step; first step: running "
+        "and logging it; RSS: the most that the process had until then; n: starts."
     )
+
+
+def _peak_bytes(pid: int) -> int | None:
+    """The highest resident memory of a process so far, where Linux tells it."""
+    status = Path(f"/proc/{pid}/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return found and int(found[1]) * 1024
 
 
 def _tail(lines: Sequence[tuple[float, str]]) -> str:
@@ -165,5 +188,5 @@ def make_parser() -> Parser:
     """The flags."""
     parser = Parser("regvq_jax.bench compile", __doc__)
     parser.add_argument("--config", default="configs/quickstart.py", help="default configs/quickstart.py")
-    add_shared_flags(parser, repeats=3)
+    add_shared_flags(parser, repeats=3, has_rival=False)
     return parser

@@ -2,27 +2,29 @@
 
     python -m regvq_jax.bench data
     python -m regvq_jax.bench data --images=512 --output=data.md
+    python -m regvq_jax.bench data --sizes "640 x 480" --against=none --json=data.json
 
 Files are written first, of the sizes of COCO, ADE20K, CelebA-HQ and of smaller photographs. Everybody makes
 256-pixel random crops and flips of them, on one core, in batches of 32: `ours` is the path of a training on
-a folder, the others open each file with Pillow, resize its short side bicubically, and cut.
+a folder, the others open each file with Pillow, resize its short side bicubically, and cut. The plain loop is
+what all are compared with and always runs; torch is its DataLoader over the same loop.
 """
 
 import argparse
 import functools
-import importlib.util
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from regvq_jax.bench.measure import Limits, Program, describe_machine, measure_in_turns, warn_if_busy
-from regvq_jax.bench.table import output_path, show, write
+from regvq_jax.bench.flags import add_shared_flags, make_limits, wants_torch
+from regvq_jax.bench.measure import Measurement, Program, describe_machine, measure_in_turns, warn_if_busy
+from regvq_jax.bench.table import mebibytes, publish, spread
 from regvq_jax.command_line import Parser, positive
 from regvq_jax.data.folder import FolderSource
 from regvq_jax.data.images import read_image
@@ -37,18 +39,25 @@ SIZES = {
     "683 x 512": (512, 683),
     "1024 x 1024": (1024, 1024),
 }
-PILLOW, OURS = "Pillow loop", "ours, one thread"
+PILLOW, OURS, TORCH = "Pillow loop", "ours, one thread", "torch DataLoader"
 CASE = ("images", "reader")
+TINY = dict(sizes=["500 x 375"], images=BATCH, files=4, repeats=2)
 
 
-def write_files(folder: Path, height: int, width: int, count: int) -> None:
+def write_files(folder: Path, height: int, width: int, count: int, seed: int = 0) -> None:
     """Writes JPEG files of quality 90 with structure at every scale, as photographs have.
 
     Each has many names: shuffling is slow where there is little to shuffle, which no training set is.
+
+    Args:
+        folder: that is made for them.
+        height, width: of each, pixels.
+        count: how many different ones.
+        seed: of what they show.
     """
     folder.mkdir(parents=True)
     for i in range(count):
-        rng = np.random.default_rng(i)
+        rng = np.random.default_rng((seed, i))
         picture = np.zeros((height, width, 3), np.float32)
         for cells, share in ((4, 0.5), (16, 0.25), (64, 0.15), (256, 0.1)):
             coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
@@ -101,20 +110,20 @@ def run_batches(batches: Callable[[], Any], count: int) -> Callable[[], Program]
     return build
 
 
-def ours(folder: Path, count: int, threads: int) -> Callable[[], Program]:
-    """The path of a training on a folder of images."""
+def ours(folder: Path, count: int, seed: int, threads: int) -> Callable[[], Program]:
+    """The path of a training on a folder of images: `count` batches, in an order and with crops of `seed`."""
     source = FolderSource(folder, "train", CROP, decode_side=int(np.ceil(CROP * SCALE)))
     crop = functools.partial(resize_and_crop, size=CROP, crop="random", flip=True, max_scale=SCALE)
     transforms = [crop, functools.partial(keep, names=("image",))]
-    made = make_batches(source, transforms, batch_size=BATCH, seed=0)
+    made = make_batches(source, transforms, batch_size=BATCH, seed=seed)
     return run_batches(lambda: (batch["image"] for batch in iterate(made, num_threads=threads)), count)
 
 
-def pillow(folder: Path, count: int) -> Callable[[], Program]:
-    """A loop over the files."""
+def pillow(folder: Path, count: int, seed: int) -> Callable[[], Program]:
+    """A loop over the files; args as of `ours`."""
 
     def batches():
-        files, rng = sorted(folder.glob("*.jpg")), np.random.default_rng(0)
+        files, rng = sorted(folder.glob("*.jpg")), np.random.default_rng(seed)
         while True:
             chosen = rng.choice(len(files), BATCH)
             yield np.stack([read_with_pillow(files[i], rng) for i in chosen])
@@ -122,11 +131,12 @@ def pillow(folder: Path, count: int) -> Callable[[], Program]:
     return run_batches(batches, count)
 
 
-def torch_loader(folder: Path, count: int) -> Callable[[], Program]:
-    """torch's DataLoader over the same loop, in this process: one core, as the others."""
+def torch_loader(folder: Path, count: int, seed: int) -> Callable[[], Program]:
+    """torch's DataLoader over the same loop, in this process: one core, as the others; args as of `ours`."""
     import torch
 
     torch.set_num_threads(1)
+    torch.manual_seed(seed)
 
     def batches():
         loader = torch.utils.data.DataLoader(
@@ -156,47 +166,50 @@ def quality(folder: Path) -> float:
 
 COLUMNS = {
     "file size": ("size", str),
+    "ms": ("seconds", lambda x: f"{x * 1e3:,.0f}"),
+    "least..most": ("all_seconds", spread),
     "images/s": ("per_second", lambda x: f"{x:,.0f}"),
     "x Pillow": ("ratio", lambda x: f"{x:.2f}"),
+    "RSS MiB": ("rss_bytes", mebibytes),
     "PSNR, dB": ("psnr", lambda x: f"{x:.1f}"),
+    "n": ("repeats", str),
 }
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures, prints the table, and writes it where --output says."""
+    """Measures, prints the table, and writes it where the flags say."""
     args = make_parser().parse_args(argv)
-    load = warn_if_busy()
-    limits = Limits(args.repeats, args.time_limit, 8 * 2**30)
+    if args.tiny:
+        vars(args).update(TINY)
+    readers = {PILLOW: pillow, OURS: functools.partial(ours, threads=0)}
+    if wants_torch(args):
+        readers[TORCH] = torch_loader
+    load, limits = warn_if_busy(), make_limits(args)
     batches = max(1, args.images // BATCH)
-    with_torch = importlib.util.find_spec("torch") is not None
-    if not with_torch:
-        print("Without a comparison with torch: pip install -e '.[parity]' brings it.")
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for size in args.sizes:
             folder = Path(scratch) / size.replace(" ", "")
-            write_files(folder, *SIZES[size], args.files)
+            write_files(folder, *SIZES[size], args.files, args.seed)
             programs = {
-                PILLOW: functools.partial(pillow, folder, batches),
-                OURS: functools.partial(ours, folder, batches, 0),
+                name: functools.partial(reader, folder, batches, args.seed)
+                for name, reader in readers.items()
             }
-            if with_torch:
-                programs["torch DataLoader"] = functools.partial(torch_loader, folder, batches)
             measured = measure_in_turns(programs, limits)
             rows += [make_row(size, folder, name, BATCH * batches, measured) for name in programs]
-    caption = describe(args, load)
-    show(rows, COLUMNS, caption, CASE)
-    if args.output is not None:
-        write(args.output.expanduser(), rows, COLUMNS, caption, CASE)
+    publish(args, rows, COLUMNS, describe(args, load), CASE)
 
 
-def make_row(size: str, folder: Path, name: str, images: int, measured: dict) -> dict[str, Any]:
-    """The figures of one reader."""
+def make_row(
+    size: str, folder: Path, name: str, images: int, measured: Mapping[str, Measurement]
+) -> dict[str, Any]:
+    """The figures of one reader by field; fields without a figure are left out."""
     own, baseline = measured[name], measured[PILLOW]
     row = {"images": images, "reader": name, "size": size, "failure": own.failure}
     if own.failure:
         return row
-    row |= {"per_second": images / own.median, "seconds": own.seconds}
+    row |= dict(seconds=own.median, all_seconds=own.seconds, repeats=len(own.seconds))
+    row |= dict(per_second=images / own.median, rss_bytes=own.peak_bytes)
     if not baseline.failure:
         row["ratio"] = baseline.median / own.median
     if name == OURS:
@@ -207,9 +220,10 @@ def make_row(size: str, folder: Path, name: str, images: int, measured: dict) ->
 def describe(args: argparse.Namespace, load: float) -> str:
     """What the columns are, and where they come from."""
     return (
-        f"Decoded {CROP}-pixel random crops of JPEG files of quality 90, medians of {args.repeats} repeats "
-        f"in turns; x Pillow: images a second over those of the {PILLOW!r}; PSNR: of centre crops, against "
-        "those of files decoded whole, which held-out images always are. "
+        f"Decoded {CROP}-pixel random crops of JPEG files of quality 90, medians of up to {args.repeats} "
+        f"repeats in turns, seed {args.seed}; ms: for all images of a repeat; x Pillow: images a second over "
+        f"those of the {PILLOW!r}; RSS: growth of the process, its batches included; PSNR: of centre crops, "
+        "against those of files decoded whole, which held-out images always are; n: repeats. "
         f"{describe_machine()}, load {load:.1f} before."
     )
 
@@ -221,7 +235,5 @@ def make_parser() -> Parser:
     add("--sizes", nargs="+", choices=SIZES, default=list(SIZES), metavar="SIZE", help=", ".join(SIZES))
     add("--images", type=positive, default=256, help="read in each repeat (default 256)")
     add("--files", type=positive, default=64, help="different ones of each size (default 64)")
-    add("--repeats", type=positive, default=5, help="timed runs of each reader (default 5)")
-    add("--time-limit", type=positive, default=120, metavar="SECONDS", help="for one run (default 120)")
-    add("--output", type=output_path, metavar="FILE", help=".md for the table, .json for all figures")
+    add_shared_flags(parser, repeats=5, time_limit=120, memory_limit=8)
     return parser

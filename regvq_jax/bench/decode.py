@@ -39,10 +39,9 @@ from regvq_jax.bench.decode_programs import (
     sample_uncached,
     torch_program,
 )
-from regvq_jax.bench.flags import add_shared_flags, wants_torch
+from regvq_jax.bench.flags import add_shared_flags, make_limits, wants_torch
 from regvq_jax.bench.machine import memory_bandwidth
 from regvq_jax.bench.measure import (
-    Limits,
     Measurement,
     describe_machine,
     measure_in_turns,
@@ -149,7 +148,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--heads={args.heads} does not divide --dim={args.dim}.")
     device = torch_device() if wants_torch(args) else None
     load, bandwidth = warn_if_busy(), memory_bandwidth()
-    limits = Limits(args.repeats, args.time_limit, args.memory_limit * 2**30)
+    limits = make_limits(args)
     names = ("dim", "depth", "heads", "grid", "codes", "seed", "dtype")
     sizes = {name: getattr(args, name) for name in names}
     batches = sorted(set(args.batch))

@@ -2,6 +2,7 @@
 
     python -m regvq_jax.bench evaluate
     python -m regvq_jax.bench evaluate --images=64 --statistics=10000 --output=evaluate.md
+    python -m regvq_jax.bench evaluate --against=none --json=evaluate.json
 
   features      uint8 images of 256 pixels in batches of 32, by the path that an evaluation runs: resizing,
                 scaling and InceptionV3 in one compiled program; torch-fidelity's own extractor has the same
@@ -14,14 +15,13 @@
 
 Every program has a process of its own; they take turns. RSS is the growth of the process, loading of weights
 and compiling included. Ours run where JAX does; torch's is left out where that is no CPU, or where torch or
-torch-fidelity is not installed.
+torch-fidelity is not installed; numpy's and scipy's statistics always run.
 """
 
 import argparse
 import functools
 import hashlib
 import importlib.metadata
-import importlib.util
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +31,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from regvq_jax.bench.differences import relative_error
 from regvq_jax.bench.evaluate_programs import (
     SETS,
     FeatureSets,
@@ -42,8 +43,9 @@ from regvq_jax.bench.evaluate_programs import (
     torch_features,
     whole_statistics,
 )
-from regvq_jax.bench.measure import Limits, Measurement, describe_machine, measure_in_turns, warn_if_busy
-from regvq_jax.bench.table import output_path, show, write
+from regvq_jax.bench.flags import add_shared_flags, make_limits, wants_torch
+from regvq_jax.bench.measure import Measurement, describe_machine, measure_in_turns, warn_if_busy
+from regvq_jax.bench.table import mebibytes, publish, spread
 from regvq_jax.command_line import Parser, positive
 
 INCEPTION, TORCH = "InceptionV3", "InceptionV3 of torch-fidelity"
@@ -67,7 +69,7 @@ def features_off(measured: Mapping[str, Measurement]) -> float | None:
     # What no image changes would agree whatever the images were.
     if not np.ptp(theirs, axis=0).max() > 0.1 * np.abs(theirs).max():
         raise RuntimeError("torch-fidelity's features hardly differ from image to image")
-    off = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    off = relative_error(ours, theirs)
     if not off < TOLERANCE:
         raise RuntimeError(f"our features are off torch-fidelity's by {off:.1e} of the largest")
     return off
@@ -97,33 +99,26 @@ def make_row(name: str, inputs: int, measured: Mapping[str, Measurement]) -> dic
 
 
 COLUMNS = {
-    "seconds": ("seconds", lambda x: f"{x:,.2f}"),
+    "ms": ("seconds", lambda x: f"{x * 1e3:,.0f}"),
+    "least..most": ("all_seconds", spread),
     "inputs/s": ("per_second", lambda x: f"{x:,.1f}"),
     "x rival": ("ratio", lambda x: f"{x:.2f}"),
-    "RSS MiB": ("rss_bytes", lambda x: f"{x / 2**20:,.0f}"),
-    "distance, s": ("distance_seconds", lambda x: f"{x:.2f}"),
+    "RSS MiB": ("rss_bytes", mebibytes),
+    "distance, ms": ("distance_seconds", lambda x: f"{x * 1e3:,.0f}"),
     "off": ("off", lambda x: f"{x:.1e}"),
     "n": ("repeats", lambda x: f"{x}"),
 }
 
 
-def torch_is_here() -> bool:
-    """Whether torch's half can run."""
-    return all(importlib.util.find_spec(name) is not None for name in ("torch", "torch_fidelity"))
-
-
 def main(argv: Sequence[str]) -> None:
-    """Measures, compares the features, prints the table, and writes it where --output says."""
+    """Measures, compares the features, prints the table, and writes it where the flags say."""
     args = make_parser().parse_args(argv)
     vars(args).update(TINY if args.tiny else dict(batch=32, size=256, dimensions=2048))
-    with_torch = not args.tiny and torch_is_here() and jax.default_backend() == "cpu"
-    if not with_torch and not args.tiny:
-        print(
-            "Without a comparison with torch, which needs JAX on a CPU and: pip install -e '.[parity]' && "
-            "pip install --no-deps torch-fidelity==0.4.0."
-        )
-    load = warn_if_busy()
-    limits = Limits(args.repeats, args.time_limit, args.memory_limit * 2**30)
+    with_torch = wants_torch(args, "torch_fidelity")
+    if with_torch and jax.default_backend() != "cpu":
+        print("The rival is left out: it would run on a CPU, and JAX does not.")
+        with_torch = False
+    load, limits = warn_if_busy(), make_limits(args)
     images = Images(-(-args.images // args.batch) * args.batch, args.batch, args.size, args.seed)
     with tempfile.TemporaryDirectory() as scratch:
         weights, cache = Path(scratch) / "random.safetensors", Path(scratch) / "cache"
@@ -145,10 +140,7 @@ def main(argv: Sequence[str]) -> None:
     measured = measure_in_turns({name: functools.partial(x, sets) for name, x in makers.items()}, limits)
     rows += [make_row(name, SETS * sets.count, measured) for name in makers]
 
-    caption = describe(args, off, load)
-    show(rows, COLUMNS, caption, CASE)
-    if args.output is not None:
-        write(args.output.expanduser(), rows, COLUMNS, caption, CASE)
+    publish(args, rows, COLUMNS, describe(args, off, load), CASE)
 
 
 def describe(args: argparse.Namespace, off: float | None, load: float) -> str:
@@ -177,10 +169,5 @@ def make_parser() -> Parser:
     add = parser.add_argument
     add("--images", type=positive, default=128, help="of each run of a network (default 128)")
     add("--statistics", type=positive, default=50_000, metavar="N", help="features a set (default 50000)")
-    add("--repeats", type=positive, default=5, help="timed runs of each program (default 5)")
-    add("--seed", type=int, default=0)
-    add("--time-limit", type=positive, default=600, metavar="SECONDS", help="for one program (default 600)")
-    add("--memory-limit", type=positive, default=8, metavar="GIB", help="for one program (default 8)")
-    add("--tiny", action="store_true", help="a trial of the benchmark itself in seconds, without torch")
-    add("--output", type=output_path, metavar="FILE", help=".md for the table, .json for all figures")
+    add_shared_flags(parser, repeats=5, time_limit=600, memory_limit=8)
     return parser

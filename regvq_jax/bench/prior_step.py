@@ -22,10 +22,9 @@ from typing import Any
 
 import jax
 
-from regvq_jax.bench.flags import add_shared_flags, wants_torch
+from regvq_jax.bench.flags import add_shared_flags, make_limits, wants_torch
 from regvq_jax.bench.machine import matmul_peak
 from regvq_jax.bench.measure import (
-    Limits,
     Measurement,
     describe_machine,
     measure_in_turns,
@@ -33,7 +32,7 @@ from regvq_jax.bench.measure import (
     warn_if_busy,
 )
 from regvq_jax.bench.prior_programs import Problem, check_equal, jax_program, torch_program
-from regvq_jax.bench.table import publish, spread
+from regvq_jax.bench.table import mebibytes, publish, spread
 from regvq_jax.command_line import Parser, positive
 from regvq_jax.errors import UserError
 from regvq_jax.models.layers import DTYPES
@@ -45,15 +44,14 @@ TINY = dict(dim=32, depth=2, heads=2, grid=4, codes=64, batch=2, repeats=2)
 
 
 # Field of a row, and how the table shows it.
-_MIB = lambda x: f"{x / 2**20:,.0f}"
 COLUMNS = {
     "ms": ("seconds", lambda x: f"{x * 1e3:,.0f}"),
     "least..most": ("all_seconds", spread),
     "ratio": ("time_ratio", lambda x: f"{x:.2f}"),
     "GFLOP": ("flops", lambda x: f"{x / 1e9:,.1f}"),
     "of peak": ("share_of_peak", lambda x: f"{x:.0%}"),
-    "temp MiB": ("temp_bytes", _MIB),
-    "RSS MiB": ("rss_bytes", _MIB),
+    "temp MiB": ("temp_bytes", mebibytes),
+    "RSS MiB": ("rss_bytes", mebibytes),
     "n": ("repeats", str),
 }
 
@@ -108,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
     device = torch_device() if wants_torch(args) else None
     load = warn_if_busy()
     peak = matmul_peak(DTYPES[args.dtype])
-    limits = Limits(args.repeats, args.time_limit, args.memory_limit * 2**30)
+    limits = make_limits(args)
     rows, counts = [], {}
     names = [field.name for field in dataclasses.fields(Problem) if field.name != "kind"]
     for kind in dict.fromkeys(args.kinds):

@@ -1,15 +1,17 @@
 """Trained priors side by side: what they know of held-out tokens, and how long they draw.
 
     python -m regvq_jax.bench priors runs/ar runs/masked runs/diffusion
-    python -m regvq_jax.bench priors runs/* --images=16 --output=priors.json
+    python -m regvq_jax.bench priors runs/* --images=16 --json=priors.json
 
 Bits and nats a token are those of each run's last evaluation, exact for an autoregressive prior and of an
 upper bound for the others; they compare priors over the tokens of one tokenizer. The sampler is that of
 the config, with the conditions of the first held-out images, decoding included; each run has a process of
-its own, and they take turns.
+its own, and they take turns. There is no rival: nobody else draws from these runs. --tiny draws two pictures,
+twice; --seed is of the draws.
 """
 
 import argparse
+import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -21,15 +23,15 @@ import jax
 import numpy as np
 
 from regvq_jax import loop
+from regvq_jax.bench.flags import add_shared_flags, make_limits
 from regvq_jax.bench.measure import (
-    Limits,
     Measurement,
     Program,
     describe_machine,
     measure_in_turns,
     warn_if_busy,
 )
-from regvq_jax.bench.table import output_path, show, write
+from regvq_jax.bench.table import mebibytes, publish, spread
 from regvq_jax.command_line import Parser, positive
 from regvq_jax.errors import UserError
 from regvq_jax.evaluate.samples import SampleSettings, decode_codes, draw_tokens, split_levels
@@ -41,6 +43,7 @@ from regvq_jax.workdir import load_config
 
 PyTree = Any
 CASE = ("tokens", "run")
+TINY = dict(images=2, repeats=2)
 
 
 class Loaded(NamedTuple):
@@ -122,13 +125,16 @@ def describe_sampler(settings: SampleSettings, model: PriorNet) -> str:
     return f"{steps} steps" + (f", guidance {settings.guidance:g}" if settings.guidance != 1 else "")
 
 
-def sampling_program(workdir: Path, inputs: np.ndarray | None, num_images: int) -> Callable[[], Program]:
+def sampling_program(
+    workdir: Path, inputs: np.ndarray | None, num_images: int, seed: int
+) -> Callable[[], Program]:
     """Draws and decodes pictures of a run.
 
     Args:
         workdir: of the run.
         inputs: conditions, repeated where there are fewer than pictures.
         num_images: B.
+        seed: of the first draw; each after it has the next one.
     """
     tokenizer, tokenizer_params, trained, settings = load(workdir)
     params, frozen, tokenizer_params = jax.device_put((trained.params, trained.frozen, tokenizer_params))
@@ -136,7 +142,7 @@ def sampling_program(workdir: Path, inputs: np.ndarray | None, num_images: int) 
         inputs = jax.device_put(inputs[np.arange(num_images) % len(inputs)])
 
     def build() -> Program:
-        traces, keys = [], iter(range(2**31))
+        traces, seeds = [], itertools.count(seed)
 
         @jax.jit
         def draw(params, frozen, tokenizer_params, keys, inputs):
@@ -147,7 +153,7 @@ def sampling_program(workdir: Path, inputs: np.ndarray | None, num_images: int) 
 
         def run():
             # Others every time: a program that is compiled once draws them all.
-            row_keys = jax.random.split(jax.random.key(next(keys)), num_images)
+            row_keys = jax.random.split(jax.random.key(next(seeds)), num_images)
             images = jax.block_until_ready(draw(params, frozen, tokenizer_params, row_keys, inputs))
             return {"images": images, "compiles": np.int32(len(traces))}
 
@@ -167,8 +173,11 @@ COLUMNS = {
     "steps": ("train_steps", lambda x: f"{x:,}"),
     "trained s": ("train_seconds", lambda x: f"{x:,.0f}"),
     "sampler": ("sampler", str),
-    "drawn s": ("seconds", lambda x: f"{x:,.2f}"),
+    "drawn ms": ("seconds", lambda x: f"{x * 1e3:,.0f}"),
+    "least..most": ("all_seconds", spread),
+    "RSS MiB": ("rss_bytes", mebibytes),
     "compiles": ("compiles", str),
+    "n": ("repeats", str),
 }
 
 
@@ -194,17 +203,19 @@ def describe(args: argparse.Namespace, runs: Sequence[Run], load: float) -> str:
     return (
         "bits, nats: a held-out token's, of the last evaluation, exact for autoregressive and an upper bound "
         "for others; shuffled: nats with the conditions of other images; steps, trained s: of the training, "
-        f"where it ran; drawn s: for {args.images} images, decoded, of the checkpoint with the lowest loss, "
-        f"the median of up to {args.repeats} repeats in turns after a first that compiles; compiles: of the "
-        "sampler in all of them. "
+        f"where it ran; drawn ms: for {args.images} images, decoded, of the checkpoint with the lowest loss, "
+        f"the median of up to {args.repeats} repeats in turns after a first that compiles, seed {args.seed}; "
+        "RSS: growth of the process, compiling included; compiles: of the sampler, in all; n: repeats. "
         f"JAX {jax.__version__} on {jax.devices()[0].device_kind}; {describe_machine()}, load {load:.1f} "
         f"before.{warning}"
     )
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures the runs that the arguments name, prints the table, and writes it where --output says."""
+    """Measures the runs that the arguments name, prints the table, and writes it where the flags say."""
     args = make_parser().parse_args(argv)
+    if args.tiny:
+        vars(args).update(TINY)
     workdirs = dict.fromkeys(path.expanduser().absolute() for path in args.runs if not path.is_file())
     if not workdirs:
         raise UserError("No run to measure: name the workdirs of one or more.")
@@ -214,17 +225,13 @@ def main(argv: Sequence[str]) -> None:
         name = str(workdir.relative_to(common))
         runs[name] = read_run(workdir, name)
     load = warn_if_busy()
-    limits = Limits(args.repeats, args.time_limit, args.memory_limit * 2**30)
     programs = {
-        name: partial(sampling_program, run.workdir, run.inputs, args.images) for name, run in runs.items()
+        name: partial(sampling_program, run.workdir, run.inputs, args.images, args.seed)
+        for name, run in runs.items()
     }
-    measured = measure_in_turns(programs, limits)
+    measured = measure_in_turns(programs, make_limits(args))
     rows = [make_row(run, measured[name]) for name, run in runs.items()]
-
-    caption = describe(args, list(runs.values()), load)
-    show(rows, COLUMNS, caption, CASE)
-    if args.output is not None:
-        write(args.output.expanduser(), rows, COLUMNS, caption, CASE)
+    publish(args, rows, COLUMNS, describe(args, list(runs.values()), load), CASE)
 
 
 def make_parser() -> Parser:
@@ -233,8 +240,5 @@ def make_parser() -> Parser:
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="workdirs with a finished prior")
     add("--images", type=positive, default=64, help="drawn at once (default 64)")
-    add("--repeats", type=positive, default=3, help="timed runs of each sampler (default 3)")
-    add("--time-limit", type=positive, default=300, metavar="SECONDS", help="for one run (default 300)")
-    add("--memory-limit", type=positive, default=16, metavar="GIB", help="for one run (default 16)")
-    add("--output", type=output_path, metavar="FILE", help=".md for the table, .json for all figures")
+    add_shared_flags(parser, repeats=3, has_rival=False)
     return parser

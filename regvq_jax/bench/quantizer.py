@@ -18,6 +18,11 @@ where K is a power of two. Theirs is other work, so that only "x nearest" compar
 Every program has a process of its own; they take turns. temp is what the compiler planned beside arguments
 and results; RSS is the growth of the process over its inputs, compiling included.
 torch runs on the CPU; without it, or without vector-quantize-pytorch, the JAX half runs alone.
+
+--codes takes any K. At 262,144 and the default 8,192 positions one [positions, K] array is 8 GiB. Four times
+what was measured at 65,536 on two CPU cores, a step would take about 2 s (nearest) and 15 s (regularized) in
+tiles, each in less than 1 GiB; 40 s and 33 GiB in the plain form; 26 s and 50 GiB for torch's nearest codes.
+What passes --memory-limit, 16 GiB unless it is given, has a row that says so; with --batch=1 all should fit.
 """
 
 import argparse
@@ -29,8 +34,9 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from regvq_jax.bench.flags import add_shared_flags, wants_torch
-from regvq_jax.bench.measure import Limits, Measurement, Program, describe_machine, measure_in_turns
+from regvq_jax.bench.differences import relative_error
+from regvq_jax.bench.flags import add_shared_flags, make_limits, wants_torch
+from regvq_jax.bench.measure import Measurement, Program, describe_machine, measure_in_turns
 from regvq_jax.bench.quantizer_programs import (
     Problem,
     jax_program,
@@ -40,7 +46,7 @@ from regvq_jax.bench.quantizer_programs import (
     tiled_loss,
     torch_program,
 )
-from regvq_jax.bench.table import QUANTIZER, publish
+from regvq_jax.bench.table import QUANTIZER, mebibytes, publish, spread
 from regvq_jax.command_line import Parser, positive
 from regvq_jax.models.quantizer import tile_elements
 
@@ -100,12 +106,13 @@ OTHERS[f"residual, {RESIDUAL_DEPTH} x nearest"] = Case(
 COLUMNS = {
     "tile": ("tile_size", lambda x: f"{x:,}"),
     "ms": ("seconds", lambda x: f"{x * 1e3:,.{1 if x < 1 else 0}f}"),
+    "least..most": ("all_seconds", spread),
     "ratio": ("time_ratio", lambda x: f"{x:.2f}"),
     "x nearest": ("times_nearest", lambda x: f"{x:.2f}"),
-    "temp MiB": ("temp_bytes", lambda x: f"{x / 2**20:,.0f}"),
+    "temp MiB": ("temp_bytes", mebibytes),
     "arrays": ("temp_arrays", lambda x: f"{x:.2f}"),
     "x least K": ("temp_growth", lambda x: f"{x:.2f}"),
-    "RSS MiB": ("rss_bytes", lambda x: f"{x / 2**20:,.0f}"),
+    "RSS MiB": ("rss_bytes", mebibytes),
     "RSS ratio": ("rss_ratio", lambda x: f"{x:.2f}"),
     "codes off": ("codes_off", lambda x: f"{x:,}"),
     "grad. off": ("gradients_off", lambda x: f"{x:.0e}"),
@@ -146,11 +153,6 @@ def add_growth(rows: Sequence[dict]) -> None:
             row["temp_growth"] = row["temp_bytes"] / min(same, key=lambda x: x["codes"])["temp_bytes"]
 
 
-def relative_error(values: np.ndarray, reference: np.ndarray) -> float:
-    """The largest difference of two arrays, as a share of the reference's largest element."""
-    return float(np.abs(values - reference).max() / np.abs(reference).max())
-
-
 def describe(args: argparse.Namespace, with_torch: bool) -> str:
     """Sizes, machine and versions, and what the columns are."""
     packages = ("jax", "jaxlib", *(RIVALS if with_torch else ()))
@@ -175,7 +177,7 @@ def main(argv: Sequence[str]) -> None:
         vars(args).update(TINY)
     with_torch = wants_torch(args, "vector_quantize_pytorch")
     all_cases = CASES | OTHERS if args.all else CASES
-    limits = Limits(args.repeats, args.time_limit, args.memory_limit * 2**30)
+    limits = make_limits(args)
     rows = []
     for num_codes in args.codes:
         problem = Problem(num_codes, args.batch, args.grid, args.code_dim, args.tile_elements, seed=args.seed)

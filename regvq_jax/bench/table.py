@@ -42,9 +42,7 @@ def make_cells(
     return cells
 
 
-def show(
-    rows: Sequence[Mapping], columns: Columns, caption: str, case: tuple[str, str] = QUANTIZER
-) -> None:
+def show(rows: Sequence[Mapping], columns: Columns, caption: str, case: tuple[str, str] = QUANTIZER) -> None:
     """Prints the table; args as of `make_cells`."""
     # In a Text brackets are brackets.
     table = Table(caption=Text(caption), caption_justify="left", box=box.SIMPLE_HEAD)
@@ -97,6 +95,11 @@ def write_figures(path: Path, rows: Sequence[Mapping], caption: str) -> None:
     """
     write_json_atomic(path, {"about": caption, "rows": rows})
     print(path)
+
+
+def mebibytes(size: float) -> str:
+    """A number of bytes in whole MiB."""
+    return f"{size / 2**20:,.0f}"
 
 
 def spread(seconds: Sequence[float]) -> str:

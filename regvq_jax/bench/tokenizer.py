@@ -23,7 +23,8 @@ from functools import partial
 import jax
 import numpy as np
 
-from regvq_jax.bench.flags import add_shared_flags, wants_torch
+from regvq_jax.bench.differences import relative_error
+from regvq_jax.bench.flags import add_shared_flags, make_limits, wants_torch
 from regvq_jax.bench.machine import matmul_peak
 from regvq_jax.bench.measure import (
     Limits,
@@ -33,7 +34,7 @@ from regvq_jax.bench.measure import (
     torch_device,
     warn_if_busy,
 )
-from regvq_jax.bench.table import publish
+from regvq_jax.bench.table import mebibytes, publish, spread
 from regvq_jax.bench.tokenizer_programs import (
     FUNCTIONS,
     STEP,
@@ -55,16 +56,15 @@ TINY |= dict(features="random", against="none")
 
 
 # Field of a row, and how the table shows it.
-_MS = lambda x: f"{x * 1e3:,.{1 if x < 1 else 0}f}"
 COLUMNS = {
-    "ms": ("seconds", _MS),
-    "spread": ("spread", lambda x: f"{_MS(x[0])}..{_MS(x[1])}"),
+    "ms": ("seconds", lambda x: f"{x * 1e3:,.{1 if x < 1 else 0}f}"),
+    "least..most": ("all_seconds", spread),
     "x torch": ("time_ratio", lambda x: f"{x:.2f}"),
     "GFLOP": ("flops", lambda x: f"{x / 1e9:,.1f}"),
     "GFLOP/s": ("flops_per_second", lambda x: f"{x / 1e9:,.0f}"),
     "of peak": ("share_of_peak", lambda x: f"{x:.0%}"),
-    "temp MiB": ("temp_bytes", lambda x: f"{x / 2**20:,.0f}"),
-    "RSS MiB": ("rss_bytes", lambda x: f"{x / 2**20:,.0f}"),
+    "temp MiB": ("temp_bytes", mebibytes),
+    "RSS MiB": ("rss_bytes", mebibytes),
     "codes off": ("codes_off", lambda x: f"{x:,}"),
     "off": ("off", lambda x: f"{x:.0e}"),
     "n": ("repeats", lambda x: f"{x}"),
@@ -97,7 +97,7 @@ def make_row(
     if own.failure:
         return row
     row |= dict(seconds=own.median, all_seconds=own.seconds, repeats=len(own.seconds))
-    row |= dict(spread=(min(own.seconds), max(own.seconds)), rss_bytes=own.peak_bytes)
+    row["rss_bytes"] = own.peak_bytes
     if flops is not None:
         row["flops_per_second"] = flops / own.median
         if peak is not None:
@@ -111,11 +111,6 @@ def make_row(
         if "codes" in own.result:
             row["codes_off"] = int(np.sum(own.result["codes"] != rival.result["codes"]))
     return row
-
-
-def relative_error(values: np.ndarray, reference: np.ndarray) -> float:
-    """The largest difference of two arrays, as a share of the reference's largest element."""
-    return float(np.abs(values - reference).max() / np.abs(reference).max())
 
 
 def measure(problem: Problem, device: str | None, limits: Limits, with_step: bool) -> list[dict]:
@@ -147,7 +142,7 @@ def describe(problem: Problem, args: argparse.Namespace, device: str | None, loa
         f"{problem.multipliers}, {problem.codes:,} codes of {problem.code_dim} dimensions, {count:,} "
         f"parameters; median of up to {args.repeats} repeats in turns, seed {args.seed}; JAX on "
         f"{jax.devices()[0].device_kind}, torch {f'on {device}' if device else 'left out'}; "
-        f"{describe_machine()}, load {load:.1f} before; {versions}. spread: least and most of the repeats; "
+        f"{describe_machine()}, load {load:.1f} before; {versions}. "
         "x torch: time over torch's; GFLOP: of plain convolutions; of peak: share of what products of "
         "matrices reach here; temp: of the compiled program beside arguments and results; RSS: growth of "
         f"the process, compiling included; codes off: how many are not torch's; off: largest difference of "
@@ -166,7 +161,7 @@ def main(argv: Sequence[str]) -> None:
     problem = Problem(**given, multipliers=tuple(args.multipliers), dtype="float32")
     device = torch_device() if wants_torch(args, "diffusers") else None
     load = warn_if_busy()
-    limits = Limits(args.repeats, args.time_limit, args.memory_limit * 2**30)
+    limits = make_limits(args)
     rows = measure(problem, device, limits, with_step=True)
     if jax.default_backend() == "gpu":
         rows += measure(dataclasses.replace(problem, dtype="bfloat16"), device, limits, with_step=True)

@@ -1,6 +1,7 @@
 """The benchmark of evaluations: rivals do the same work, its figures are right."""
 
 import hashlib
+import importlib.util
 import json
 import sys
 import tracemalloc
@@ -10,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from regvq_jax.bench import __main__ as bench
-from regvq_jax.bench import evaluate
+from regvq_jax.bench import evaluate, flags
 from regvq_jax.bench import evaluate_programs as programs
 from regvq_jax.bench.evaluate import EFFICIENTNET, INCEPTION, MADE, STREAMED, TORCH, WHOLE
 from regvq_jax.bench.evaluate_programs import FeatureSets, Images
@@ -34,7 +35,7 @@ def weights(tmp_path, monkeypatch):
 
 def test_tiny_run(tmp_path, capsys):
     output = tmp_path / "figures.json"
-    bench.main(["evaluate", "--tiny", f"--output={output}"])
+    bench.main(["evaluate", "--against=torch", "--tiny", f"--json={output}"])
     printed = " ".join(capsys.readouterr().out.split())
     assert "2 sets of 1,000 features of 64 dimensions" in printed and "no features were compared" in printed
     rows = {row["program"]: row for row in json.loads(output.read_text())["rows"]}
@@ -46,6 +47,7 @@ def test_tiny_run(tmp_path, capsys):
         MADE: 2000,
     }
     assert all(row["repeats"] == 2 and not row["failure"] for row in rows.values())
+    assert rows[INCEPTION]["rss_bytes"] > 2**20
     assert rows[INCEPTION]["per_second"] == pytest.approx(2 / np.median(rows[INCEPTION]["all_seconds"]))
     assert "ratio" not in rows[INCEPTION] and "off" not in rows[INCEPTION]
     streamed = rows[STREAMED]
@@ -55,7 +57,7 @@ def test_tiny_run(tmp_path, capsys):
 
 def test_torch_has_our_features(weights):
     pytest.importorskip("torch")
-    if not evaluate.torch_is_here():
+    if importlib.util.find_spec("torch_fidelity") is None:
         pytest.skip("needs torch-fidelity 0.4.0 (pip install --no-deps)")
     path, spec = weights
     results = {
@@ -131,9 +133,7 @@ def test_streaming_holds_no_features():
 
 def test_figures_by_hand():
     parts = np.array([[9.0, 9.0], [3.0, 1.0], [1.0, 1.0], [2.0, 4.0]])
-    ours, theirs = (
-        {"distance": np.array(x), "seconds": parts[:runs]} for x, runs in ((11.0, 4), (10.0, 2))
-    )
+    ours, theirs = ({"distance": np.array(x), "seconds": parts[:runs]} for x, runs in ((11.0, 4), (10.0, 2)))
     measured = {
         STREAMED: Measurement((4.0, 2.0, 6.0), None, 7, ours),
         WHOLE: Measurement((8.0,), None, 9, theirs),
@@ -171,12 +171,22 @@ def test_what_is_left_out_is_said(monkeypatch, capsys):
 
     monkeypatch.setattr(evaluate, "measure_in_turns", measure)
     monkeypatch.setattr(evaluate, "random_weights", lambda seed: {"fc.bias": np.zeros(1)})
-    monkeypatch.setattr(evaluate, "torch_is_here", lambda: False)
-    with pytest.raises(RuntimeError, match="measured"):
-        bench.main(["evaluate"])
-    assert seen == [INCEPTION, EFFICIENTNET] and "'.[parity]'" in capsys.readouterr().out
-    monkeypatch.setattr(evaluate, "torch_is_here", lambda: True)
-    seen.clear()
-    with pytest.raises(RuntimeError, match="measured"):
-        bench.main(["evaluate"])
-    assert seen == [INCEPTION, TORCH, EFFICIENTNET] and capsys.readouterr().out == ""
+    missing = ["torch_fidelity"]
+    monkeypatch.setattr(flags.importlib.util, "find_spec", lambda name: None if name in missing else name)
+
+    def printed(*arguments):
+        seen.clear()
+        with pytest.raises(RuntimeError, match="measured"):
+            bench.main(["evaluate", *arguments])
+        return capsys.readouterr().out
+
+    assert printed() == (
+        "The rival is left out: no torch_fidelity here; "
+        "pip install --no-deps torch-fidelity==0.4.0 brings it.\n"
+    )
+    assert seen == [INCEPTION, EFFICIENTNET]
+    missing.clear()
+    assert printed("--against=torch") == "" and seen == [INCEPTION, TORCH, EFFICIENTNET]
+    assert printed("--against=none") == "" and seen == [INCEPTION, EFFICIENTNET]
+    monkeypatch.setattr(evaluate.jax, "default_backend", lambda: "gpu")
+    assert "it would run on a CPU, and JAX does not" in printed() and seen == [INCEPTION, EFFICIENTNET]

@@ -14,9 +14,9 @@ from regvq_jax.errors import UserError
 
 def test_a_run_and_its_figures(tiny_run, tmp_path, capsys):
     workdir, output = tiny_run[0], tmp_path / "priors.json"
-    bench.main(["priors", str(workdir), "--images=18", "--repeats=2", f"--output={output}"])
+    bench.main(["priors", str(workdir), "--images=18", "--repeats=2", "--seed=7", f"--json={output}"])
     printed = capsys.readouterr().out
-    assert workdir.name in printed and "for 18 images" in printed
+    assert workdir.name in printed and "for 18 images" in printed and "seed 7" in printed
     [row] = json.loads(output.read_text())["rows"]
     result = json.loads((workdir / "prior" / "result.json").read_text())
     for field in ("bits_per_token", "loss", "loss_shuffled"):
@@ -24,6 +24,31 @@ def test_a_run_and_its_figures(tiny_run, tmp_path, capsys):
     assert (row["prior"], row["condition"], row["tokens"]) == ("masked", "text", 64)
     assert row["train_steps"] == result["step"] and row["train_seconds"] == result["seconds"]
     assert row["compiles"] == 1 and row["repeats"] == 2 and row["seconds"] > 0
+    assert row["rss_bytes"] > 2**20 and row["seconds"] == pytest.approx(np.mean(row["all_seconds"]))
+
+
+def test_seeds_are_of_the_draws(tiny_run):
+    workdir = tiny_run[0]
+    inputs = priors.read_run(workdir, "a").inputs
+    programs = [priors.sampling_program(workdir, inputs, 1, seed)() for seed in (0, 1, 0)]
+    first, second, again = (program.run()["images"] for program in programs)
+    np.testing.assert_array_equal(first, again)
+    assert np.any(first != second)
+    # The next draw has the next seed.
+    np.testing.assert_array_equal(programs[0].run()["images"], second)
+
+
+def test_tiny_draws_two_pictures_twice(tiny_run, monkeypatch):
+    seen = []
+
+    def measure(programs, limits):
+        [program] = programs.values()
+        seen.append((program.args[2:], limits.repeats))
+        return {name: Measurement(failure="not drawn") for name in programs}
+
+    monkeypatch.setattr(priors, "measure_in_turns", measure)
+    bench.main(["priors", str(tiny_run[0]), "--tiny", "--against=none", "--seed=3"])
+    assert seen == [((2, 3), 2)]
 
 
 def test_other_tokenizers_are_pointed_out(tiny_run):

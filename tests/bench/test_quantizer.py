@@ -10,7 +10,7 @@ import pytest
 
 from regvq_jax.bench import __main__ as bench
 from regvq_jax.bench import quantizer, table
-from regvq_jax.bench.measure import Limits, Program, measure_in_turns
+from regvq_jax.bench.measure import Limits, Measurement, Program, measure_in_turns
 from regvq_jax.bench.quantizer_programs import Problem
 from regvq_jax.errors import UserError
 
@@ -56,6 +56,25 @@ def test_growth_is_over_the_fewest_codes():
     ]
     quantizer.add_growth(rows)
     assert [row.get("temp_growth") for row in rows] == [3.0, 1.0, 1.0, None]
+
+
+def test_262144_codes_can_be_asked_for(monkeypatch, capsys):
+    seen = []
+
+    def measure(programs, limits):
+        seen.extend(program.args[-1] for program in programs.values())
+        return {name: Measurement(failure="does not fit in 16 GiB") for name in programs}
+
+    monkeypatch.setattr(quantizer, "measure_in_turns", measure)
+    bench.main(["quantizer", "--codes", "262144", "--all", "--against=none"])
+    [problem] = set(seen)
+    assert len(seen) == 3 + len(quantizer.OTHERS) and problem.num_codes == 2**18
+    # Two positions of each of 8 images at once: 16 MiB in place of 8 GiB.
+    assert problem.tile_size == 2 and problem.array_bytes == 8 * GIB
+    assert capsys.readouterr().out.count("262,144 ") == len(seen)
+    with pytest.raises(SystemExit):
+        bench.main(["quantizer", "--help"])
+    assert "At 262,144 and the default 8,192 positions one" in capsys.readouterr().out
 
 
 def allocate():
