@@ -10,6 +10,11 @@ Exit codes: 0 done, 2 a mistake in the input (one sentence says which), 42 ended
 run the same command again.
 """
 
+from regvq_jax.huge_pages import start_anew_with_huge_pages
+
+if __name__ == "__main__":
+    start_anew_with_huge_pages()
+
 import contextlib
 import itertools
 import json

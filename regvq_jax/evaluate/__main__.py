@@ -7,6 +7,11 @@ python -m regvq_jax.evaluate sweep RUN                                a trained 
 python -m regvq_jax.evaluate report RUN                               writes RUN/report.html anew
 """
 
+from regvq_jax.huge_pages import start_anew_with_huge_pages
+
+if __name__ == "__main__":
+    start_anew_with_huge_pages()
+
 import importlib
 from collections.abc import Sequence
 
