@@ -272,17 +272,17 @@ def _kernel_gradient_by_products(x, dy, size, strides, padding):
         right = _shifted(dy_strip, dy_taps, (n, columns), (1, 1))
         return jnp.dot(left.T, right)
 
-    # In strips that stay in the cache. A loop makes sure that they use the same memory.
+    # In strips that stay in the cache. A loop makes sure that they use the same memory; two strips a round,
+    # of which one is copied while the other is multiplied.
     row_bytes = 4 * x.shape[0] * columns * (math.prod(x_taps) * channels + math.prod(dy_taps) * features)
     n = max(1, min(rows, STRIP_BYTES // row_bytes))
-    strips, rest = divmod(rows, n)
-    result = product(strips * n, rest) if rest else 0.0
-    if strips > 1:
-        add = lambda total, strip: (total + product(strip * n, n), None)
-        zeros = jnp.zeros((math.prod(x_taps) * channels, math.prod(dy_taps) * features), x.dtype)
-        result += jax.lax.scan(add, zeros, jnp.arange(strips))[0]
-    else:
-        result += product(0, n)
+    rounds, rest = divmod(rows, 2 * n)
+    result = jnp.zeros((math.prod(x_taps) * channels, math.prod(dy_taps) * features), x.dtype)
+    for first in range(rows - rest, rows, n):
+        result += product(first, min(n, rows - first))
+    if rounds:
+        add = lambda total, first: (total + (product(first, n) + product(first + n, n)), None)
+        result = jax.lax.scan(add, result, jnp.arange(0, rows - rest, 2 * n))[0]
     result = result.reshape(*x_taps, channels, *dy_taps, features)[..., ::-1, ::-1, :]
     return result.transpose(0, 3, 1, 4, 2, 5).reshape(*size, channels, features)
 

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from regvq_jax.models.convolution import Conv
 from regvq_jax.models.decoder import Decoder
 from regvq_jax.models.encoder import Encoder
 from regvq_jax.models.layers import Dtype
@@ -64,7 +65,7 @@ class ImageTokenizer(nn.Module):
         )
         self.post_quant_conv = nn.Dense(self.latent_channels, dtype=self.dtype)
         self.decoder = decoder(**shared)
-        self.conv_out = nn.Conv(self.out_channels, (3, 3), dtype=jnp.float32)
+        self.conv_out = Conv(self.out_channels)
 
     @property
     def downsampling(self) -> int:
