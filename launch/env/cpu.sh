@@ -13,8 +13,3 @@ flags=(
 export XLA_FLAGS="${flags[*]} ${XLA_FLAGS:-}"
 # Otherwise jax looks for accelerators first, and takes one that it finds.
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
-# Each step frees its memory, and gets it from the system page by page again: a tenth of a
-# prior's step. So it is kept.
-export MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_:-0} MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-68719476736}
-# Of one heap: several keep as much each.
-export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-1}

@@ -19,10 +19,12 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("block", [1, 2 * Q * S], ids=["a head", "two heads"])
+# Heads in a block, and blocks in a round of the loop: of one row, of both rows, all at once.
+@pytest.mark.parametrize("heads, at_once", [(1, 2), (2, 3), (HEADS, 1), (B * HEADS, 8)])
 @pytest.mark.parametrize("mask", MASKS)
-def test_values_and_gradients(mask, block, monkeypatch):
-    monkeypatch.setattr(by_heads, "BLOCK_ELEMENTS", block)
+def test_values_and_gradients(mask, heads, at_once, monkeypatch):
+    monkeypatch.setattr(by_heads, "BLOCK_ELEMENTS", heads * Q * S)
+    monkeypatch.setattr(by_heads, "BLOCKS_AT_ONCE", at_once)
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = [(B, n, HEADS, SIZE) for n in (Q, S, S, Q)]
     *inputs, direction = (jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True))
