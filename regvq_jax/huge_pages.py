@@ -2,26 +2,32 @@
 
 import importlib.metadata
 import importlib.util
+import itertools
 import os
 import sys
 
-TUNABLES = "GLIBC_TUNABLES"
+TUNABLES, HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 
 
-def start_anew_with_huge_pages() -> None:
+def start_anew_with_huge_pages(module: str) -> None:
     """Replaces this process by one whose C library asks for huge pages, where JAX can only compute on CPUs.
 
     The temporary memory of a step comes from the system, which clears it page by page; with pages of 2 MiB a
     step of a prior takes an eighth less time. glibc reads the setting, as all of `GLIBC_TUNABLES`, when a
     process starts: so this one starts its own command again, and stays the same process for the system.
 
-    To be called before anything has been begun. Does nothing where the variable is set, be it to nothing.
+    To be called before anything has been begun. Does nothing where the variable is set, be it to nothing, in
+    a debugger, and where another program, such as a notebook, runs the module.
+
+    Args:
+        module: this command's, as in `python -m MODULE`.
     """
-    if sys.platform != "linux" or TUNABLES in os.environ or not _only_cpus():
+    own = ("-m", module) in itertools.pairwise(sys.orig_argv) and sys.gettrace() is None and sys.executable
+    if sys.platform != "linux" or TUNABLES in os.environ or not own or not _only_cpus():
         return
-    os.environ[TUNABLES] = "glibc.malloc.hugetlb=1"
     # Not the first word as it was given, which might name another Python on the PATH.
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    command = [sys.executable, *sys.orig_argv[1:]]
+    os.execve(sys.executable, command, {**os.environ, TUNABLES: HUGE_PAGES})
 
 
 def _only_cpus() -> bool:

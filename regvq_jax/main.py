@@ -13,7 +13,7 @@ run the same command again.
 from regvq_jax.huge_pages import start_anew_with_huge_pages
 
 if __name__ == "__main__":
-    start_anew_with_huge_pages()
+    start_anew_with_huge_pages("regvq_jax.main")
 
 import contextlib
 import itertools

@@ -6,7 +6,7 @@ python -m regvq_jax.bench list              what there is, a line each
 from regvq_jax.huge_pages import start_anew_with_huge_pages
 
 if __name__ == "__main__":
-    start_anew_with_huge_pages()
+    start_anew_with_huge_pages("regvq_jax.bench")
 
 import importlib
 import os

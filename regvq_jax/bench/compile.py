@@ -27,15 +27,17 @@ from typing import Any, NamedTuple
 import jax
 
 from regvq_jax.bench.flags import add_shared_flags, make_limits
-from regvq_jax.bench.measure import Limits, describe_machine, warn_if_busy
+from regvq_jax.bench.measure import Limits, describe_machine, memory_limits, warn_if_busy
 from regvq_jax.bench.table import mebibytes, publish
 from regvq_jax.command_line import Parser
 from regvq_jax.errors import UserError
+from regvq_jax.huge_pages import HUGE_PAGES, TUNABLES
 
 COLD, CACHED = "cold", "cached"
 TARGETS = {COLD: 40.0, CACHED: 10.0}  # Seconds, for the quickstart on two CPU cores.
 CASE = ("n", "start")
 POLL_SECONDS = 0.02
+OURS = (TUNABLES, HUGE_PAGES)
 TINY = dict(config="configs/quickstart.py:tiny", repeats=1)
 # What a log line holds when a part ends.
 MARKS = {"starting": ": starting", "initialised": ": compiling the step", "compiled": ": step compiled in"}
@@ -71,17 +73,16 @@ def measure_start(config: str, cache: Path, limits: Limits, seed: int) -> Start:
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "regvq_jax.main", f"--config={config}", "--stage=tokenizer"]
         command += [f"--workdir={scratch}/run", f"--compilation_cache={cache}", f"--config.seed={seed}"]
+        # As where a user calls it, whose command starts itself again in huge pages.
+        environment = {name: value for name, value in os.environ.items() if (name, value) != OURS}
         began = time.perf_counter()
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            env=environment | {"PYTHONUNBUFFERED": "1"},
         )
-
-        if hasattr(resource, "prlimit"):
-            resource.prlimit(process.pid, resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
 
         def listen():
             lines.extend((time.perf_counter() - began, line) for line in process.stdout)
@@ -90,10 +91,16 @@ def measure_start(config: str, cache: Path, limits: Limits, seed: int) -> Start:
         listener.start()
         metrics = Path(scratch, "run", "tokenizer", "metrics.jsonl")
         try:
+            if hasattr(resource, "prlimit"):
+                resource.prlimit(process.pid, resource.RLIMIT_DATA, memory_limits(limits.memory_bytes))
             while not (metrics.exists() and "\n" in metrics.read_text()):
                 if process.poll() is not None:
                     listener.join()
-                    raise UserError(f"{' '.join(command)} ended before its first step: {_tail(lines)}")
+                    gib = limits.memory_bytes / 2**30
+                    raise UserError(
+                        f"{' '.join(command)} ended before its first step (it may have {gib:.0f} GiB, by "
+                        f"--memory-limit): {_tail(lines)}"
+                    )
                 if time.perf_counter() - began > limits.seconds:
                     raise UserError(f"{config} took no step in {limits.seconds:.0f} s; raise --time-limit.")
                 time.sleep(POLL_SECONDS)

@@ -84,8 +84,9 @@ def read_with_pillow(path: Path, rng: np.random.Generator) -> np.ndarray:
 class PillowFiles:
     """The files as torch's DataLoader takes them."""
 
-    def __init__(self, folder: Path):
-        """Lists them."""
+    def __init__(self, folder: Path, seed: int):
+        """Lists them; `seed` is that of the crops."""
+        self._seed = seed
         self._paths = sorted(folder.glob("*.jpg"))
 
     def __len__(self) -> int:
@@ -93,7 +94,7 @@ class PillowFiles:
 
     def __getitem__(self, index: int) -> np.ndarray:
         """uint8 [256, 256, 3]."""
-        return read_with_pillow(self._paths[index], np.random.default_rng(index))
+        return read_with_pillow(self._paths[index], np.random.default_rng((self._seed, index)))
 
 
 def run_batches(batches: Callable[[], Any], count: int) -> Callable[[], Program]:
@@ -140,7 +141,7 @@ def torch_loader(folder: Path, count: int, seed: int) -> Callable[[], Program]:
 
     def batches():
         loader = torch.utils.data.DataLoader(
-            PillowFiles(folder),
+            PillowFiles(folder, seed),
             batch_size=BATCH,
             shuffle=True,
             drop_last=True,
@@ -160,8 +161,8 @@ def quality(folder: Path) -> float:
         elements = [{"image": read_image(content, min_side=side)} for side in sides]
         whole, part = (resize_and_crop(element, size=CROP)["image"] for element in elements)
         errors.append(np.mean((whole.astype(np.float64) - part) ** 2))
-    worst = float(np.mean(errors))
-    return float(10 * np.log10(255**2 / worst)) if worst else float("inf")
+    error = float(np.mean(errors))
+    return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
 COLUMNS = {

@@ -88,7 +88,7 @@ def make_row(problem: Problem, name: str, measured: Mapping[str, Measurement], b
         row["cache_bytes"] = problem.cache_bytes
     if own.temp_bytes is not None:
         row["temp_bytes"] = own.temp_bytes
-    if name == CACHED:
+    if name == CACHED and own.temp_bytes is not None:
         row["temp_beside_cache"] = own.temp_bytes - problem.cache_bytes
     if own.failure:
         return row

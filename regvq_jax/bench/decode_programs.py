@@ -1,7 +1,6 @@
 """What the benchmark of drawing runs: our samplers, and a GPT of torch with their weights."""
 
 import dataclasses
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -130,7 +129,6 @@ def compile_sampler(
 def jax_program(sample_fn: Callable, problem: Problem) -> Callable[[], Program]:
     """Draws B grids with one of our samplers."""
     # The processes share an accelerator: none may take all of it beforehand.
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     arguments = problem.params(), problem.keys(), problem.unknown(problem.batch)
 
     def build() -> Program:

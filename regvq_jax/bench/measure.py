@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from regvq_jax.huge_pages import TUNABLES
 from regvq_jax.progress import log
 
 # What JAX and torch say, each in its own error, where an array cannot be had.
@@ -120,6 +121,13 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+def memory_limits(memory_bytes: int) -> tuple[int, int]:
+    """(soft, hard) of a process' data, as much as this one may allow it."""
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    most = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)
+    return most, most
+
+
 def warn_if_busy() -> float:
     """The number of programs that wanted a core in the last minute; says so if they are in the way."""
     load = os.getloadavg()[0]
@@ -142,9 +150,13 @@ def torch_device() -> str | None:
 
 
 def describe_machine() -> str:
-    """The processor, its cores that this process may use, and the memory."""
+    """The processor, its cores that this process may use, the memory, and how it is allocated."""
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{platform.machine()}, {num_cores()} CPU cores, {gib:.0f} GiB, Python {platform.python_version()}"
+    parts = [platform.machine(), f"{num_cores()} CPU cores", f"{gib:.0f} GiB"]
+    if os.environ.get(TUNABLES):
+        # All programs have it, the rivals, too.
+        parts.append(f"{TUNABLES}={os.environ[TUNABLES]}")
+    return ", ".join([*parts, f"Python {platform.python_version()}"])
 
 
 class _Worker:
@@ -213,7 +225,7 @@ class _Worker:
 
 def _serve(connection: Connection, make_inputs, memory_bytes: int) -> None:
     """The process of one program: answers until it is ended."""
-    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_DATA, memory_limits(memory_bytes))
     try:
         build = make_inputs()
         before = _peak_bytes()

@@ -142,6 +142,7 @@ def torch_program(problem: Problem, device: str) -> Callable[[], Program]:
     import torch
 
     torch.set_num_threads(num_cores())
+    torch.manual_seed(problem.seed)
     # Numbers, so that no thread of JAX has anything to do.
     params = jax.tree.map(np.asarray, problem.state().params["prior"])
     tokens = torch.as_tensor(problem.tokens(), device=device).long()

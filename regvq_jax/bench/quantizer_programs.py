@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 
 import jax
@@ -56,7 +55,6 @@ class Problem:
 def jax_program(loss_fn: Callable, problem: Problem) -> Callable[[], Program]:
     """The gradients of loss_fn(problem, key, features, codebook, direction) -> (loss, output), compiled."""
     # The processes of the cases share an accelerator: none may take all of it beforehand.
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     features, direction, codebook = jax.device_put(problem.arrays())
     key = jax.random.key(problem.seed)
 

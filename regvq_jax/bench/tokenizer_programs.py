@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -156,7 +155,6 @@ FUNCTIONS = {FORWARD: forward, GRADIENTS: gradients}
 def jax_program(name: str, problem: Problem) -> Callable[[], Program]:
     """`FORWARD` or `GRADIENTS` in JAX."""
     # The processes share an accelerator: none may take all of it beforehand.
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     arguments = jax.device_put((problem.params(), problem.images()))
     keep = {FORWARD: dict, GRADIENTS: ends_of}[name]
 
@@ -170,7 +168,6 @@ def jax_program(name: str, problem: Problem) -> Callable[[], Program]:
 
 def step_program(problem: Problem) -> Callable[[], Program]:
     """Steps of a training, each from where the one before it ended."""
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     trainer, mesh = problem.trainer(), sharding.make_mesh(devices=jax.devices()[:1])
     state = jax.jit(trainer.init)(jax.random.key(problem.seed))
     batch = {"image": ((problem.images() + 1) * 127.5).astype(np.uint8)}

@@ -10,7 +10,7 @@ python -m regvq_jax.evaluate report RUN                               writes RUN
 from regvq_jax.huge_pages import start_anew_with_huge_pages
 
 if __name__ == "__main__":
-    start_anew_with_huge_pages()
+    start_anew_with_huge_pages("regvq_jax.evaluate")
 
 import importlib
 from collections.abc import Sequence

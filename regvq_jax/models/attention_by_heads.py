@@ -90,7 +90,9 @@ def _over_blocks(fn, mask, *arrays):
     few_rows = _divisor(rows, BLOCK_ELEMENTS // (elements * heads))
     across = heads // few_heads
     blocks = rows // few_rows * across
-    at_once = _divisor(blocks, BLOCKS_AT_ONCE)
+    # Fewer where one head alone is larger than a block should be.
+    size = few_rows * few_heads * elements
+    at_once = _divisor(blocks, min(BLOCKS_AT_ONCE, BLOCKS_AT_ONCE * BLOCK_ELEMENTS // size))
 
     def split(x):
         x = x.reshape(-1, few_rows, across, few_heads, *x.shape[2:]).swapaxes(1, 2)

@@ -15,7 +15,7 @@ Pairs = tuple[tuple[int, int], tuple[int, int]]
 WIDE = 128  # Channels on both sides from which on `_uneven` is sooner.
 NARROW = 64  # Channels on both sides below which XLA's gradient at a kernel is sooner.
 FEW_PLACES = 2  # Times the channels: on a smaller grid making the kernels costs more than they save.
-STRIP_BYTES = 3 * 2**20  # What the shifted copies in a kernel's gradient take at once.
+STRIP_BYTES = 3 * 2**20  # Of the shifted copies in a strip of a kernel's gradient; two are at work.
 
 
 class Conv(nn.Module):

@@ -50,13 +50,13 @@ def test_a_training_is_ended_after_its_first_step(python, tmp_path):
 
 def test_one_that_wants_too_much_memory_is_ended(python, tmp_path):
     python("import time; time.sleep(1); held = b'x' * 2**28; time.sleep(60)")
-    with pytest.raises(UserError, match="ended before its first step: .*MemoryError"):
+    with pytest.raises(UserError, match="ended before its first step .*MemoryError"):
         bench_compile.measure_start("c.py", tmp_path, dataclasses.replace(LIMITS, memory_bytes=2**27), 5)
 
 
 def test_one_that_fails_says_why(python, tmp_path):
     python("raise SystemExit('error: no such config')")
-    with pytest.raises(UserError, match="ended before its first step: error: no such config"):
+    with pytest.raises(UserError, match=r"first step .*--memory-limit\): error: no such config"):
         bench_compile.measure_start("c.py", tmp_path, LIMITS, 5)
     python("import time; time.sleep(60)")
     with pytest.raises(UserError, match="took no step in 0 s"):
