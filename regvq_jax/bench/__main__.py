@@ -5,6 +5,7 @@ python -m regvq_jax.bench list              what there is, a line each
 
 from regvq_jax.huge_pages import start_anew_with_huge_pages
 
+# Before the other imports, which take seconds and would be done twice.
 if __name__ == "__main__":
     start_anew_with_huge_pages("regvq_jax.bench")
 

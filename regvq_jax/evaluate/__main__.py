@@ -9,6 +9,7 @@ python -m regvq_jax.evaluate report RUN                               writes RUN
 
 from regvq_jax.huge_pages import start_anew_with_huge_pages
 
+# Before the other imports, which take seconds and would be done twice.
 if __name__ == "__main__":
     start_anew_with_huge_pages("regvq_jax.evaluate")
 
