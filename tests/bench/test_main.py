@@ -45,7 +45,7 @@ def test_torch_is_left_out_where_it_is_not(capsys):
     assert not flags.wants_torch(args)
     args.against = "torch"
     assert not flags.wants_torch(args, "no_such_module")
-    assert "no no_such_module here" in capsys.readouterr().out
+    assert "no_such_module here" in capsys.readouterr().out
     args.tiny = True
     assert not flags.wants_torch(args)
 
