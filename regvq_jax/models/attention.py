@@ -123,6 +123,7 @@ class Attention(nn.Module):
         value: jax.Array,
         mask: jax.Array | None = None,
         angles: jax.Array | None = None,
+        causal_from: int | None = None,
     ) -> jax.Array:
         """Attends from x to given keys.
 
@@ -131,6 +132,7 @@ class Attention(nn.Module):
             key, value: [B, S, heads, head_dim], from `keys_values`.
             mask: bool, broadcastable to [B, heads, Q, S]; True = the query sees the key.
             angles: of the queries.
+            causal_from: what `attention_by_heads` may rely on.
 
         Returns:
             float [B, Q, dim] in `dtype`.
@@ -144,7 +146,7 @@ class Attention(nn.Module):
             self.implementation, self.dtype, query.shape[1], key.shape[1], query.shape[-1]
         )
         if chosen == "heads":
-            return self.out(attention_by_heads(query, key, value, mask))
+            return self.out(attention_by_heads(query, key, value, mask, causal_from))
         if chosen == "cudnn" and mask is not None:
             # It wants every query and key in the mask.
             mask = jnp.broadcast_to(mask, (*mask.shape[:2], query.shape[1], key.shape[1]))

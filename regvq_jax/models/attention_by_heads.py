@@ -2,33 +2,52 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # Of a block of scores: 2 MiB in float32.
 BLOCK_ELEMENTS = 2**19
 # Blocks whose operations do not wait for one another: cores that one block leaves idle take another.
 BLOCKS_AT_ONCE = 8
+# Of causal attention: queries in more parts leave out more keys, but make smaller products.
+CAUSAL_PARTS = 4
 
 
 def attention_by_heads(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None = None,
+    causal_from: int | None = None,
 ) -> jax.Array:
     """What `jax.nn.dot_product_attention` computes, in a loop over heads and with a gradient of its own.
 
     XLA for CPUs makes one program of products and softmax that takes several times as long as its parts. Here
     a block's scores are made again for the gradient, transposed, since products that contract over rows are
-    slow there too. It would gather what devices hold apart: one device only.
+    slow there too. Of causal attention, keys that a part of the queries cannot see are left out: with four
+    parts, three of eight. It would gather what devices hold apart: one device only.
 
     Args:
         query: float32 [B, Q, heads, head_dim].
         key, value: float32 [B, S, heads, head_dim].
         mask: bool [B or 1, heads or 1, Q or 1, S], True = the query sees the key; None = all.
+        causal_from: promises of the mask, where Q = S, that queries from this place on see nothing behind
+            themselves, and those before it nothing from it on; None promises nothing.
 
     Returns:
         float32 [B, Q, heads, head_dim].
     """
     if mask is None:
         mask = jnp.ones((1, 1, 1, 1), bool)
-    return _attend(query, key, value, mask)
+    if causal_from is None:
+        return _attend(query, key, value, mask)
+    parts, start = [], 0
+    for part in np.array_split(np.arange(query.shape[1]), min(CAUSAL_PARTS, query.shape[1])):
+        stop = start + len(part)
+        seen = max(stop, causal_from)
+        own = mask[:, :, start:stop, :seen]
+        parts.append(_attend(query[:, start:stop], key[:, :seen], value[:, :seen], own))
+        start = stop
+    return jnp.concatenate(parts, 1)
 
 
 @jax.custom_vjp

@@ -31,6 +31,8 @@ class Context(NamedTuple):
         time: float [B, dim], embedding of the noise level, for blocks with `modulated`.
         angles: float32 [Q, head_dim / 2], of rotary positions.
         index: int32 [], where the Q tokens stand in the cache.
+        causal_from: of a whole sequence, the place from which on tokens see nothing behind themselves, while
+            those before it see each other alone; None where it is not so.
     """
 
     mask: jax.Array | None = None
@@ -39,6 +41,7 @@ class Context(NamedTuple):
     time: jax.Array | None = None
     angles: jax.Array | None = None
     index: jax.Array | int = 0
+    causal_from: int | None = None
 
 
 # One array a layer, or, where layers are scanned over, one for all with a leading axis depth.
@@ -166,7 +169,7 @@ class Block(nn.Module):
                     value=put(cache.value, layer, context.index, value),
                 )
                 key, value = (x[layer].swapaxes(1, 2) for x in (cache.key, cache.value))
-            return self.self_attention(h, key, value, context.mask, context.angles)
+            return self.self_attention(h, key, value, context.mask, context.angles, context.causal_from)
 
         def attend_memory(h):
             if cache is None:

@@ -91,15 +91,16 @@ class Transformer(nn.Module):
         if num_tokens != self.grid[0] * self.grid[1]:
             raise ValueError(f"{num_tokens} tokens do not fill a {self.grid[0]}x{self.grid[1]} grid")
         x = x + self._places()
+        prefix = 0 if memory is None or self.cross else memory.shape[1]
+        causal_from = prefix if self.causal else None
         if self.cross:
             mask = visibility(0, num_tokens, None, self.causal)
-            context = Context(mask, memory, memory_mask, time, self._angles(0))
+            context = Context(mask, memory, memory_mask, time, self._angles(0), causal_from=causal_from)
             return self.blocks(x, context, deterministic=deterministic)[0]
-        prefix = 0 if memory is None else memory.shape[1]
         if memory is not None:
             x = jnp.concatenate([memory.astype(x.dtype), x], axis=1)
         mask = visibility(prefix, num_tokens, memory_mask, self.causal)
-        context = Context(mask, time=time, angles=self._angles(prefix))
+        context = Context(mask, time=time, angles=self._angles(prefix), causal_from=causal_from)
         return self.blocks(x, context, deterministic=deterministic)[0][:, prefix:]
 
     def start_cache(
