@@ -24,7 +24,7 @@ from PIL import Image
 
 from regvq_jax.bench.flags import add_shared_flags, make_limits, wants_torch
 from regvq_jax.bench.measure import Measurement, Program, describe_machine, measure_in_turns, warn_if_busy
-from regvq_jax.bench.table import mebibytes, publish, spread
+from regvq_jax.bench.table import mebibytes, milliseconds, publish, spread
 from regvq_jax.command_line import Parser, positive
 from regvq_jax.data.folder import FolderSource
 from regvq_jax.data.images import read_image
@@ -167,7 +167,7 @@ def quality(folder: Path) -> float:
 
 COLUMNS = {
     "file size": ("size", str),
-    "ms": ("seconds", lambda x: f"{x * 1e3:,.0f}"),
+    "ms": ("seconds", milliseconds),
     "least..most": ("all_seconds", spread),
     "images/s": ("per_second", lambda x: f"{x:,.0f}"),
     "x Pillow": ("ratio", lambda x: f"{x:.2f}"),

@@ -48,7 +48,7 @@ from regvq_jax.bench.measure import (
     torch_device,
     warn_if_busy,
 )
-from regvq_jax.bench.table import publish, spread
+from regvq_jax.bench.table import milliseconds, publish, spread
 from regvq_jax.command_line import Parser, positive
 from regvq_jax.errors import UserError
 from regvq_jax.models.layers import DTYPES
@@ -64,7 +64,7 @@ TINY = dict(dim=32, depth=2, heads=2, grid=4, codes=64, batch=[2], repeats=2)
 _MIB = lambda x: f"{x / 2**20:,.1f}"
 COLUMNS = {
     "tokens": ("tokens", lambda x: f"{x:,}"),
-    "ms": ("seconds", lambda x: f"{x * 1e3:,.0f}"),
+    "ms": ("seconds", milliseconds),
     "least..most": ("all_seconds", spread),
     "images/s": ("images_per_second", lambda x: f"{x:,.2f}"),
     "tokens/s": ("tokens_per_second", lambda x: f"{x:,.0f}"),

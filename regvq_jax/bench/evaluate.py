@@ -45,7 +45,7 @@ from regvq_jax.bench.evaluate_programs import (
 )
 from regvq_jax.bench.flags import add_shared_flags, make_limits, wants_torch
 from regvq_jax.bench.measure import Measurement, describe_machine, measure_in_turns, warn_if_busy
-from regvq_jax.bench.table import mebibytes, publish, spread
+from regvq_jax.bench.table import mebibytes, milliseconds, publish, spread
 from regvq_jax.command_line import Parser, positive
 
 INCEPTION, TORCH = "InceptionV3", "InceptionV3 of torch-fidelity"
@@ -99,12 +99,12 @@ def make_row(name: str, inputs: int, measured: Mapping[str, Measurement]) -> dic
 
 
 COLUMNS = {
-    "ms": ("seconds", lambda x: f"{x * 1e3:,.0f}"),
+    "ms": ("seconds", milliseconds),
     "least..most": ("all_seconds", spread),
     "inputs/s": ("per_second", lambda x: f"{x:,.1f}"),
     "x rival": ("ratio", lambda x: f"{x:.2f}"),
     "RSS MiB": ("rss_bytes", mebibytes),
-    "distance, ms": ("distance_seconds", lambda x: f"{x * 1e3:,.0f}"),
+    "distance, ms": ("distance_seconds", milliseconds),
     "off": ("off", lambda x: f"{x:.1e}"),
     "n": ("repeats", lambda x: f"{x}"),
 }

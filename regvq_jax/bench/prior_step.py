@@ -32,7 +32,7 @@ from regvq_jax.bench.measure import (
     warn_if_busy,
 )
 from regvq_jax.bench.prior_programs import Problem, check_equal, jax_program, torch_program
-from regvq_jax.bench.table import mebibytes, publish, spread
+from regvq_jax.bench.table import mebibytes, milliseconds, publish, spread
 from regvq_jax.command_line import Parser, positive
 from regvq_jax.errors import UserError
 from regvq_jax.models.layers import DTYPES
@@ -45,7 +45,7 @@ TINY = dict(dim=32, depth=2, heads=2, grid=4, codes=64, batch=2, repeats=2)
 
 # Field of a row, and how the table shows it.
 COLUMNS = {
-    "ms": ("seconds", lambda x: f"{x * 1e3:,.0f}"),
+    "ms": ("seconds", milliseconds),
     "least..most": ("all_seconds", spread),
     "ratio": ("time_ratio", lambda x: f"{x:.2f}"),
     "GFLOP": ("flops", lambda x: f"{x / 1e9:,.1f}"),

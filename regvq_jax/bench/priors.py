@@ -31,7 +31,7 @@ from regvq_jax.bench.measure import (
     measure_in_turns,
     warn_if_busy,
 )
-from regvq_jax.bench.table import mebibytes, publish, spread
+from regvq_jax.bench.table import mebibytes, milliseconds, publish, spread
 from regvq_jax.command_line import Parser, positive
 from regvq_jax.errors import UserError
 from regvq_jax.evaluate.samples import SampleSettings, decode_codes, draw_tokens, split_levels
@@ -173,7 +173,7 @@ COLUMNS = {
     "steps": ("train_steps", lambda x: f"{x:,}"),
     "trained s": ("train_seconds", lambda x: f"{x:,.0f}"),
     "sampler": ("sampler", str),
-    "drawn ms": ("seconds", lambda x: f"{x * 1e3:,.0f}"),
+    "drawn ms": ("seconds", milliseconds),
     "least..most": ("all_seconds", spread),
     "RSS MiB": ("rss_bytes", mebibytes),
     "compiles": ("compiles", str),

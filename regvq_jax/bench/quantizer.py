@@ -46,7 +46,7 @@ from regvq_jax.bench.quantizer_programs import (
     tiled_loss,
     torch_program,
 )
-from regvq_jax.bench.table import QUANTIZER, mebibytes, publish, spread
+from regvq_jax.bench.table import QUANTIZER, mebibytes, milliseconds, publish, spread
 from regvq_jax.command_line import Parser, positive
 from regvq_jax.models.quantizer import tile_elements
 
@@ -105,7 +105,7 @@ OTHERS[f"residual, {RESIDUAL_DEPTH} x nearest"] = Case(
 # Field of a row, and how the table shows it.
 COLUMNS = {
     "tile": ("tile_size", lambda x: f"{x:,}"),
-    "ms": ("seconds", lambda x: f"{x * 1e3:,.{1 if x < 1 else 0}f}"),
+    "ms": ("seconds", milliseconds),
     "least..most": ("all_seconds", spread),
     "ratio": ("time_ratio", lambda x: f"{x:.2f}"),
     "x nearest": ("times_nearest", lambda x: f"{x:.2f}"),

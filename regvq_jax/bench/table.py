@@ -102,9 +102,15 @@ def mebibytes(size: float) -> str:
     return f"{size / 2**20:,.0f}"
 
 
+def milliseconds(seconds: float) -> str:
+    """A time in milliseconds, with three figures at least."""
+    decimals = 2 if seconds < 0.01 else 1 if seconds < 0.1 else 0
+    return f"{seconds * 1e3:,.{decimals}f}"
+
+
 def spread(seconds: Sequence[float]) -> str:
     """The least and the most of some times, in milliseconds."""
-    return f"{min(seconds) * 1e3:,.0f}..{max(seconds) * 1e3:,.0f}"
+    return f"{milliseconds(min(seconds))}..{milliseconds(max(seconds))}"
 
 
 def output_path(text: str) -> Path:

@@ -34,7 +34,7 @@ from regvq_jax.bench.measure import (
     torch_device,
     warn_if_busy,
 )
-from regvq_jax.bench.table import mebibytes, publish, spread
+from regvq_jax.bench.table import mebibytes, milliseconds, publish, spread
 from regvq_jax.bench.tokenizer_programs import (
     FUNCTIONS,
     STEP,
@@ -57,7 +57,7 @@ TINY |= dict(features="random", against="none")
 
 # Field of a row, and how the table shows it.
 COLUMNS = {
-    "ms": ("seconds", lambda x: f"{x * 1e3:,.{1 if x < 1 else 0}f}"),
+    "ms": ("seconds", milliseconds),
     "least..most": ("all_seconds", spread),
     "x torch": ("time_ratio", lambda x: f"{x:.2f}"),
     "GFLOP": ("flops", lambda x: f"{x / 1e9:,.1f}"),

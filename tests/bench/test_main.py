@@ -80,6 +80,21 @@ def test_flags_and_columns_of_all(name):
     assert module.COLUMNS["RSS MiB"][0] == "rss_bytes" and module.COLUMNS["least..most"][0] == "all_seconds"
 
 
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(0.0, "0.00"), (0.00184, "1.84"), (0.01, "10.0"), (0.0156, "15.6"), (0.1, "100"), (1.5, "1,500")],
+)
+def test_short_times_have_decimals(seconds, text):
+    assert table.milliseconds(seconds) == text
+
+
 def test_forms_of_figures():
     assert table.spread([0.5, 0.25, 1.5]) == "250..1,500"
+    assert table.spread([0.0104, 0.0094]) == "9.40..10.4"
     assert table.mebibytes(1234.4 * 2**20) == "1,234"
+
+
+@pytest.mark.parametrize("name", [name for name in bench.BENCHMARKS if name != "compile"])
+def test_medians_have_the_form_of_their_spread(name):
+    columns = importlib.import_module(f"regvq_jax.bench.{bench.BENCHMARKS[name][0]}").COLUMNS
+    assert columns["drawn ms" if name == "priors" else "ms"] == ("seconds", table.milliseconds)
