@@ -13,7 +13,6 @@ where the config lies. There is no rival: a run is one start of both kinds, --se
 
 import argparse
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 
 from regvq_jax.bench.flags import add_shared_flags, make_limits
-from regvq_jax.bench.measure import Limits, describe_machine, memory_limits, warn_if_busy
+from regvq_jax.bench.measure import Limits, describe_machine, memory_limits, peak_bytes, warn_if_busy
 from regvq_jax.bench.table import mebibytes, publish
 from regvq_jax.command_line import Parser
 from regvq_jax.errors import UserError
@@ -105,12 +104,12 @@ def measure_start(config: str, cache: Path, limits: Limits, seed: int) -> Start:
                     raise UserError(f"{config} took no step in {limits.seconds:.0f} s; raise --time-limit.")
                 time.sleep(POLL_SECONDS)
             seconds = time.perf_counter() - began
-            peak_bytes = _peak_bytes(process.pid)
+            most_bytes = peak_bytes(process.pid)
         finally:
             process.kill()
             process.wait()
             listener.join()
-    return Start(seconds, find_marks(lines), peak_bytes)
+    return Start(seconds, find_marks(lines), most_bytes)
 
 
 def find_marks(lines: Sequence[tuple[float, str]]) -> dict[str, float]:
@@ -178,13 +177,6 @@ def describe(args: argparse.Namespace, load: float) -> str:
         "imports, config and data; init: making the first state; compile: of the step; first step: running "
         "and logging it; RSS: the most that the process had until then; n: starts."
     )
-
-
-def _peak_bytes(pid: int) -> int | None:
-    """The highest resident memory of a process so far, where Linux tells it."""
-    status = Path(f"/proc/{pid}/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return found and int(found[1]) * 1024
 
 
 def _tail(lines: Sequence[tuple[float, str]]) -> str:

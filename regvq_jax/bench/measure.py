@@ -4,10 +4,10 @@ import dataclasses
 import multiprocessing
 import os
 import platform
+import re
 import resource
 import signal
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -149,6 +149,16 @@ def torch_device() -> str | None:
     return {"cpu": "cpu", "gpu": "cuda" if torch.cuda.is_available() else None}.get(backend)
 
 
+def peak_bytes(pid: int | None = None) -> int | None:
+    """The highest resident memory of a process so far, by default this one; None where nothing tells."""
+    # ru_maxrss would begin with the memory of the parent, which a new process has for a moment.
+    status = Path(f"/proc/{pid or 'self'}/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    if found:
+        return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if pid is None else None
+
+
 def describe_machine() -> str:
     """The processor, its cores that this process may use, the memory, and how it is allocated."""
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -228,7 +238,7 @@ def _serve(connection: Connection, make_inputs, memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, memory_limits(memory_bytes))
     try:
         build = make_inputs()
-        before = _peak_bytes()
+        before = peak_bytes()
         program = build()
         connection.send(("built", program.temp_bytes))
         result = program.run()
@@ -244,16 +254,7 @@ def _serve(connection: Connection, make_inputs, memory_bytes: int) -> None:
             raise
         connection.send(("failure", f"does not fit in {memory_bytes / 2**30:.3g} GiB"))
         return
-    grown = _peak_bytes() - before
+    grown = peak_bytes() - before
     connection.send(("done", (grown, {name: np.asarray(x) for name, x in result.items()})))
     # Ended by the parent: leaving would race with the sending of large results.
     connection.recv()
-
-
-def _peak_bytes() -> int:
-    """The highest resident memory of this process so far."""
-    if sys.platform == "linux":
-        # ru_maxrss would begin with the memory of the parent, which a new process has for a moment.
-        [line] = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

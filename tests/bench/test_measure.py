@@ -1,8 +1,10 @@
 """Programs take turns, back and forth."""
 
+import subprocess
+import sys
 from functools import partial
 
-from regvq_jax.bench.measure import Limits, Program, measure_in_turns
+from regvq_jax.bench.measure import Limits, Program, measure_in_turns, peak_bytes
 
 
 def append(path, letter):
@@ -22,3 +24,15 @@ def test_every_second_round_goes_the_other_way_round(tmp_path):
     assert path.read_text() == "ab" + "ab" + "ba" + "ab"
     assert [len(x.seconds) for x in measured.values()] == [3, 3]
     assert measured["b"].result["letter"] == "b"
+
+
+def test_peak_memory_is_told_of_any_process():
+    assert 2**20 < peak_bytes() < 2**40
+    script = "held = b'x' * 2**27; print(flush=True); input()"
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", script], **pipes) as process:
+        process.stdout.readline()
+        told = peak_bytes(process.pid)
+        process.communicate(b"\n")
+    assert told is None or 2**27 < told < 2**27 + 2**26
+    assert (told is None) == (sys.platform != "linux") and peak_bytes(2**30) is None
