@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from regvq_jax.bench.flags import add_shared_flags, make_limits
+from regvq_jax.bench.flags import add_shared_flags, make_limits, parse
 from regvq_jax.bench.measure import Limits, describe_machine, memory_limits, peak_bytes, warn_if_busy
 from regvq_jax.bench.table import mebibytes, publish
 from regvq_jax.command_line import Parser
@@ -155,9 +155,7 @@ def make_row(name: str, starts: Sequence[Start]) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints the table, and writes it where the flags say."""
-    args = make_parser().parse_args(argv)
-    if args.tiny:
-        vars(args).update(TINY)
+    args = parse(make_parser(), argv, TINY)
     load, limits = warn_if_busy(), make_limits(args)
     starts: dict[str, list[Start]] = {COLD: [], CACHED: []}
     for _ in range(args.repeats):

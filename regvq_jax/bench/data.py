@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from regvq_jax.bench.flags import add_shared_flags, make_limits, wants_torch
+from regvq_jax.bench.flags import Rival, add_shared_flags, find_rival, make_limits, parse
 from regvq_jax.bench.measure import Measurement, Program, describe_machine, measure_in_turns, warn_if_busy
 from regvq_jax.bench.table import mebibytes, milliseconds, publish, spread
 from regvq_jax.command_line import Parser, positive
@@ -179,11 +179,11 @@ COLUMNS = {
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints the table, and writes it where the flags say."""
-    args = make_parser().parse_args(argv)
-    if args.tiny:
-        vars(args).update(TINY)
+    args = parse(make_parser(), argv, TINY)
     readers = {PILLOW: pillow, OURS: functools.partial(ours, threads=0)}
-    if wants_torch(args):
+    # Everybody reads on a CPU, whatever trains.
+    rival = find_rival(args, backend="cpu")
+    if rival.device is not None:
         readers[TORCH] = torch_loader
     load, limits = warn_if_busy(), make_limits(args)
     batches = max(1, args.images // BATCH)
@@ -198,7 +198,7 @@ def main(argv: Sequence[str]) -> None:
             }
             measured = measure_in_turns(programs, limits)
             rows += [make_row(size, folder, name, BATCH * batches, measured) for name in programs]
-    publish(args, rows, COLUMNS, describe(args, load), CASE)
+    publish(args, rows, COLUMNS, describe(args, rival, load), CASE)
 
 
 def make_row(
@@ -218,14 +218,14 @@ def make_row(
     return row
 
 
-def describe(args: argparse.Namespace, load: float) -> str:
+def describe(args: argparse.Namespace, rival: Rival, load: float) -> str:
     """What the columns are, and where they come from."""
     return (
         f"Decoded {CROP}-pixel random crops of JPEG files of quality 90, medians of up to {args.repeats} "
         f"repeats in turns, seed {args.seed}; ms: for all images of a repeat; x Pillow: images a second over "
         f"those of the {PILLOW!r}; RSS: growth of the process, its batches included; PSNR: of centre crops, "
         "against those of files decoded whole, which held-out images always are; n: repeats. "
-        f"{describe_machine()}, load {load:.1f} before."
+        f"{describe_machine()}, {rival.about}, load {load:.1f} before."
     )
 
 

@@ -39,15 +39,9 @@ from regvq_jax.bench.decode_programs import (
     sample_uncached,
     torch_program,
 )
-from regvq_jax.bench.flags import add_shared_flags, make_limits, wants_torch
+from regvq_jax.bench.flags import Rival, add_shared_flags, find_rival, make_limits, parse
 from regvq_jax.bench.machine import memory_bandwidth
-from regvq_jax.bench.measure import (
-    Measurement,
-    describe_machine,
-    measure_in_turns,
-    torch_device,
-    warn_if_busy,
-)
+from regvq_jax.bench.measure import Measurement, describe_machine, measure_in_turns, warn_if_busy
 from regvq_jax.bench.table import milliseconds, publish, spread
 from regvq_jax.command_line import Parser, positive
 from regvq_jax.errors import UserError
@@ -123,15 +117,14 @@ def memory_row(problem: Problem) -> dict:
     )
 
 
-def describe(args: argparse.Namespace, count: int, device: str | None, bandwidth: float, load: float) -> str:
+def describe(args: argparse.Namespace, count: int, rival: Rival, bandwidth: float, load: float) -> str:
     """Sizes, machine and versions, and what the columns are."""
-    packages = ("jax", "jaxlib", *(("torch",) if device else ()))
+    packages = ("jax", "jaxlib", *((TORCH,) if rival.device else ()))
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    torch_place = f"on {device}" if device else "left out"
     return (
         f"batch: sequences of {args.codes:,} codes; dim {args.dim}, depth {args.depth}, {args.heads} heads, "
         f"{count:,} parameters in the autoregressive, {args.dtype}; median of up to {args.repeats} runs in "
-        f"turns, seed {args.seed}; JAX on {jax.devices()[0].device_kind}, torch {torch_place}; "
+        f"turns, seed {args.seed}; JAX on {jax.devices()[0].device_kind}, {rival.about}; "
         f"{describe_machine()}, load {load:.1f} before; {versions}. x uncached, x torch: tokens a second "
         f"over theirs; of bandwidth: of the steps whose reading {bandwidth / 1e9:,.1f} GB/s, measured here, "
         "allow; temp: of the compiled program, which holds the cache; RSS: growth of the process, compiling "
@@ -141,27 +134,25 @@ def describe(args: argparse.Namespace, count: int, device: str | None, bandwidth
 
 def main(argv: Sequence[str]) -> None:
     """Checks, measures, prints the table, and writes it where --output says."""
-    args = make_parser().parse_args(argv)
-    if args.tiny:
-        vars(args).update(TINY)
+    args = parse(make_parser(), argv, TINY)
     if args.dim % args.heads:
         raise UserError(f"--heads={args.heads} does not divide --dim={args.dim}.")
-    device = torch_device() if wants_torch(args) else None
+    rival = find_rival(args)
     load, bandwidth = warn_if_busy(), memory_bandwidth()
     limits = make_limits(args)
     names = ("dim", "depth", "heads", "grid", "codes", "seed", "dtype")
     sizes = {name: getattr(args, name) for name in names}
     batches = sorted(set(args.batch))
     smallest = Problem(**sizes, batch=batches[0])
-    count = check_equal(smallest, device)
+    count = check_equal(smallest, rival.device)
     rows = []
     for batch in batches:
         problem = dataclasses.replace(smallest, batch=batch)
         programs = {CACHED: partial(jax_program, sample_cached, problem)}
         if problem == smallest:
             programs[UNCACHED] = partial(jax_program, sample_uncached, problem)
-        if device is not None:
-            programs[TORCH] = partial(torch_program, device, problem)
+        if rival.device is not None:
+            programs[TORCH] = partial(torch_program, rival.device, problem)
         for kind in PARALLEL:
             sample_fn = partial(sample_as_trained, kind)
             programs[kind] = partial(jax_program, sample_fn, dataclasses.replace(problem, kind=kind))
@@ -169,7 +160,7 @@ def main(argv: Sequence[str]) -> None:
         rows += [make_row(problem, name, measured, bandwidth) for name in programs]
     for grid in (max(1, args.grid // 2), 2 * args.grid):
         rows.append(memory_row(dataclasses.replace(smallest, grid=grid)))
-    publish(args, rows, COLUMNS, describe(args, count, device, bandwidth, load), CASE)
+    publish(args, rows, COLUMNS, describe(args, count, rival, bandwidth, load), CASE)
 
 
 def make_parser() -> Parser:

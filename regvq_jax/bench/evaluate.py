@@ -14,8 +14,8 @@
                 are made while they are taken; what that costs alone has a row of its own.
 
 Every program has a process of its own; they take turns. RSS is the growth of the process, loading of weights
-and compiling included. Ours run where JAX does; torch's is left out where that is no CPU, or where torch or
-torch-fidelity is not installed; numpy's and scipy's statistics always run.
+and compiling included. torch runs where JAX does; where it cannot, or without torch-fidelity, it is
+left out; numpy's and scipy's statistics always run.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from regvq_jax.bench.evaluate_programs import (
     torch_features,
     whole_statistics,
 )
-from regvq_jax.bench.flags import add_shared_flags, make_limits, wants_torch
+from regvq_jax.bench.flags import Rival, add_shared_flags, find_rival, make_limits, parse
 from regvq_jax.bench.measure import Measurement, describe_machine, measure_in_turns, warn_if_busy
 from regvq_jax.bench.table import mebibytes, milliseconds, publish, spread
 from regvq_jax.command_line import Parser, positive
@@ -112,12 +112,8 @@ COLUMNS = {
 
 def main(argv: Sequence[str]) -> None:
     """Measures, compares the features, prints the table, and writes it where the flags say."""
-    args = make_parser().parse_args(argv)
-    vars(args).update(TINY if args.tiny else dict(batch=32, size=256, dimensions=2048))
-    with_torch = wants_torch(args, "torch_fidelity")
-    if with_torch and jax.default_backend() != "cpu":
-        print("The rival is left out: it would run on a CPU, and JAX does not.")
-        with_torch = False
+    args = parse(make_parser(), argv, TINY)
+    rival = find_rival(args, "torch_fidelity")
     load, limits = warn_if_busy(), make_limits(args)
     images = Images(-(-args.images // args.batch) * args.batch, args.batch, args.size, args.seed)
     with tempfile.TemporaryDirectory() as scratch:
@@ -126,8 +122,8 @@ def main(argv: Sequence[str]) -> None:
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()
         spec = f"torch-fidelity@{weights}#sha256={digest}"
         programs = {INCEPTION: functools.partial(our_features, spec, images, cache)}
-        if with_torch:
-            programs[TORCH] = functools.partial(torch_features, weights, images)
+        if rival.device is not None:
+            programs[TORCH] = functools.partial(torch_features, weights, rival.device, images)
         programs[EFFICIENTNET] = functools.partial(our_features, "efficientnet_lite0", images, cache)
         measured = measure_in_turns(programs, limits)
     off = features_off(measured)
@@ -140,12 +136,12 @@ def main(argv: Sequence[str]) -> None:
     measured = measure_in_turns({name: functools.partial(x, sets) for name, x in makers.items()}, limits)
     rows += [make_row(name, SETS * sets.count, measured) for name in makers]
 
-    publish(args, rows, COLUMNS, describe(args, off, load), CASE)
+    publish(args, rows, COLUMNS, describe(args, rival, off, load), CASE)
 
 
-def describe(args: argparse.Namespace, off: float | None, load: float) -> str:
+def describe(args: argparse.Namespace, rival: Rival, off: float | None, load: float) -> str:
     """Sizes, machine and versions, and what the columns are."""
-    packages = ("jax", "numpy", "scipy", *(("torch", "torch-fidelity") if off is not None else ()))
+    packages = ("jax", "numpy", "scipy", *(("torch", "torch-fidelity") if rival.device else ()))
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     agreement = (
         f"our features are within {off:.1e} of the largest of torch-fidelity's"
@@ -156,10 +152,10 @@ def describe(args: argparse.Namespace, off: float | None, load: float) -> str:
         f"Images of {args.size} pixels in batches of {args.batch}, random weights of InceptionV3; "
         f"{agreement}. {SETS} sets of {args.statistics:,} features of {args.dimensions:,} dimensions, made "
         f"on the way. Medians of up to {args.repeats} runs in turns, seed {args.seed}; JAX on "
-        f"{jax.devices()[0].device_kind}; {describe_machine()}, load {load:.1f} before; {versions}. "
-        "inputs/s: images, or features gathered, without the distance; x rival: speed of the whole over the "
-        "row below; RSS: growth of the process, loading and compiling included; off: features, of the "
-        "largest, or the distance, relative; n: runs."
+        f"{jax.devices()[0].device_kind}, {rival.about}; {describe_machine()}, load {load:.1f} before; "
+        f"{versions}. inputs/s: images, or features gathered, without the distance; x rival: speed of the "
+        "whole over the row below; RSS: growth of the process, loading and compiling included; off: "
+        "features, of the largest, or the distance, relative; n: runs."
     )
 
 
@@ -169,5 +165,7 @@ def make_parser() -> Parser:
     add = parser.add_argument
     add("--images", type=positive, default=128, help="of each run of a network (default 128)")
     add("--statistics", type=positive, default=50_000, metavar="N", help="features a set (default 50000)")
+    # Not flags: what an evaluation has.
+    parser.set_defaults(batch=32, size=256, dimensions=2048)
     add_shared_flags(parser, repeats=5, time_limit=600, memory_limit=8)
     return parser

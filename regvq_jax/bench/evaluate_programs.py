@@ -130,28 +130,31 @@ def our_features(spec: str, images: Images, cache: Path) -> Callable[[], Program
     return build
 
 
-def torch_features(weights: Path, images: Images) -> Callable[[], Program]:
+def torch_features(weights: Path, device: str, images: Images) -> Callable[[], Program]:
     """Features and logits by torch-fidelity, whose batches are as its own data loader has them.
 
     Args:
         weights: file of `random_weights`, safetensors.
+        device: "cpu" or "cuda".
         images: to take them of.
     """
     import safetensors.torch
     import torch
 
     torch.set_num_threads(num_cores())
+    # Ours compute in full float32 as well; torch's default on GPUs is TF32.
+    torch.backends.cudnn.allow_tf32 = False
     extractors = import_torch_fidelity("feature_extractor_inceptionv3")
     made = [torch.from_numpy(x.transpose(0, 3, 1, 2).copy()) for x in images.batches()]
 
     def build() -> Program:
         # It would fetch them; given a file, it wants a pickle.
         extractors.load_state_dict_from_url = lambda *args, **kwargs: safetensors.torch.load_file(weights)
-        network = extractors.FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"])
+        network = extractors.FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"]).to(device)
 
         def run() -> dict[str, Any]:
             with torch.no_grad():
-                return {"features": np.concatenate([network(x)[0].numpy() for x in made])}
+                return {"features": np.concatenate([network(x.to(device))[0].cpu().numpy() for x in made])}
 
         return Program(run)
 

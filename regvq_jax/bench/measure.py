@@ -14,7 +14,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from regvq_jax.huge_pages import TUNABLES
@@ -141,14 +140,6 @@ def warn_if_busy() -> float:
     return load
 
 
-def torch_device() -> str | None:
-    """The kind of device that JAX uses, if torch can use it too, else None."""
-    import torch
-
-    backend = jax.default_backend()
-    return {"cpu": "cpu", "gpu": "cuda" if torch.cuda.is_available() else None}.get(backend)
-
-
 def peak_bytes(pid: int | None = None) -> int | None:
     """The highest resident memory of a process so far, by default this one; None where nothing tells."""
     # ru_maxrss would begin with the memory of the parent, which a new process has for a moment.
@@ -255,6 +246,11 @@ def _serve(connection: Connection, make_inputs, memory_bytes: int) -> None:
         connection.send(("failure", f"does not fit in {memory_bytes / 2**30:.3g} GiB"))
         return
     grown = peak_bytes() - before
-    connection.send(("done", (grown, {name: np.asarray(x) for name, x in result.items()})))
+    connection.send(("done", (grown, {name: _to_numpy(x) for name, x in result.items()})))
     # Ended by the parent: leaving would race with the sending of large results.
     connection.recv()
+
+
+def _to_numpy(x) -> np.ndarray:
+    # torch does not fetch a tensor from a GPU unasked.
+    return np.asarray(x.cpu() if hasattr(x, "cpu") else x)

@@ -22,15 +22,9 @@ from typing import Any
 
 import jax
 
-from regvq_jax.bench.flags import add_shared_flags, make_limits, wants_torch
+from regvq_jax.bench.flags import Rival, add_shared_flags, find_rival, make_limits, parse
 from regvq_jax.bench.machine import matmul_peak
-from regvq_jax.bench.measure import (
-    Measurement,
-    describe_machine,
-    measure_in_turns,
-    torch_device,
-    warn_if_busy,
-)
+from regvq_jax.bench.measure import Measurement, describe_machine, measure_in_turns, warn_if_busy
 from regvq_jax.bench.prior_programs import Problem, check_equal, jax_program, torch_program
 from regvq_jax.bench.table import mebibytes, milliseconds, publish, spread
 from regvq_jax.command_line import Parser, positive
@@ -75,17 +69,17 @@ def make_row(
 
 
 def describe(
-    args: argparse.Namespace, counts: Mapping[str, int], device: str | None, peak: float, load: float
+    args: argparse.Namespace, counts: Mapping[str, int], rival: Rival, peak: float, load: float
 ) -> str:
     """Sizes, machine and versions, and what the columns are."""
-    packages = ("jax", "jaxlib", *(("torch",) if device else ()))
+    packages = ("jax", "jaxlib", *((TORCH,) if rival.device else ()))
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     parameters = ", ".join(f"{count:,} ({kind})" for kind, count in counts.items())
     return (
         f"{args.batch} sequences of {args.grid**2} tokens of {args.codes:,} codes; dim {args.dim}, depth "
         f"{args.depth}, {args.heads} heads, dropout {args.dropout:g}, {args.dtype}; parameters: "
         f"{parameters}; median of up to {args.repeats} runs in turns, seed {args.seed}; JAX on "
-        f"{jax.devices()[0].device_kind}, torch {f'on {device}' if device else 'left out'}; "
+        f"{jax.devices()[0].device_kind}, {rival.about}; "
         f"{describe_machine()}, load {load:.1f} before; {versions}. ratio: time over torch's; GFLOP: of our "
         f"step, a multiply-add is 2; of peak: of the {peak / 1e9:,.0f} GFLOP/s that products of large "
         f"{args.dtype} matrices reached here in JAX; temp: of the compiled program, beside the state; RSS: "
@@ -95,15 +89,13 @@ def describe(
 
 def main(argv: Sequence[str]) -> None:
     """Checks, measures, prints the table, and writes it where the flags say."""
-    args = make_parser().parse_args(argv)
-    if args.tiny:
-        vars(args).update(TINY)
+    args = parse(make_parser(), argv, TINY)
     if args.dim % args.heads:
         raise UserError(f"--heads={args.heads} does not divide --dim={args.dim}.")
     if not 0 <= args.dropout < 1:
         raise UserError(f"--dropout={args.dropout:g} must be from 0 to below 1.")
     args.dtype = args.dtype or ("bfloat16" if jax.default_backend() == "gpu" else "float32")
-    device = torch_device() if wants_torch(args) else None
+    rival = find_rival(args)
     load = warn_if_busy()
     peak = matmul_peak(DTYPES[args.dtype])
     limits = make_limits(args)
@@ -111,14 +103,14 @@ def main(argv: Sequence[str]) -> None:
     names = [field.name for field in dataclasses.fields(Problem) if field.name != "kind"]
     for kind in dict.fromkeys(args.kinds):
         problem = Problem(kind, **{name: getattr(args, name) for name in names})
-        counts[kind] = check_equal(problem, device)
+        counts[kind] = check_equal(problem, rival.device)
         programs = {OURS: partial(jax_program, problem)}
-        if device is not None:
-            programs[TORCH] = partial(torch_program, problem, device)
+        if rival.device is not None:
+            programs[TORCH] = partial(torch_program, problem, rival.device)
         measured = measure_in_turns(programs, limits)
         flops = problem.flops()
         rows += [make_row(problem, name, measured, flops, peak) for name in programs]
-    publish(args, rows, COLUMNS, describe(args, counts, device, peak, load), CASE)
+    publish(args, rows, COLUMNS, describe(args, counts, rival, peak, load), CASE)
 
 
 def make_parser() -> Parser:

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from regvq_jax import loop
-from regvq_jax.bench.flags import add_shared_flags, make_limits
+from regvq_jax.bench.flags import add_shared_flags, make_limits, parse
 from regvq_jax.bench.measure import (
     Measurement,
     Program,
@@ -213,9 +213,7 @@ def describe(args: argparse.Namespace, runs: Sequence[Run], load: float) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Measures the runs that the arguments name, prints the table, and writes it where the flags say."""
-    args = make_parser().parse_args(argv)
-    if args.tiny:
-        vars(args).update(TINY)
+    args = parse(make_parser(), argv, TINY)
     workdirs = dict.fromkeys(path.expanduser().absolute() for path in args.runs if not path.is_file())
     if not workdirs:
         raise UserError("No run to measure: name the workdirs of one or more.")

@@ -17,7 +17,7 @@ where K is a power of two. Theirs is other work, so that only "x nearest" compar
 
 Every program has a process of its own; they take turns. temp is what the compiler planned beside arguments
 and results; RSS is the growth of the process over its inputs, compiling included.
-torch runs on the CPU; without it, or without vector-quantize-pytorch, the JAX half runs alone.
+torch runs where JAX does; where it cannot, or without vector-quantize-pytorch, the JAX half runs alone.
 
 --codes takes any K. At 262,144 and the default 8,192 positions one [positions, K] array is 8 GiB. Four times
 what was measured at 65,536 on two CPU cores, a step would take about 2 s (nearest) and 15 s (regularized) in
@@ -35,7 +35,7 @@ import jax
 import numpy as np
 
 from regvq_jax.bench.differences import relative_error
-from regvq_jax.bench.flags import add_shared_flags, make_limits, wants_torch
+from regvq_jax.bench.flags import Rival, add_shared_flags, find_rival, make_limits, parse
 from regvq_jax.bench.measure import Measurement, Program, describe_machine, measure_in_turns
 from regvq_jax.bench.quantizer_programs import (
     Problem,
@@ -60,7 +60,7 @@ class Case:
     """One row for each codebook size.
 
     Attributes:
-        make_inputs: Problem -> () -> Program; see `measure_in_turns`.
+        make_inputs: (torch's device where `needs_torch`, Problem) -> () -> Program; see `measure_in_turns`.
         baseline: the case that its figures are ratios of.
         tiled: whether it holds a tile at a time.
         equal: whether its results are the baseline's.
@@ -68,17 +68,22 @@ class Case:
         needs_bits: whether K must be a power of two.
     """
 
-    make_inputs: Callable[[Problem], Callable[[], Program]]
+    make_inputs: Callable[..., Callable[[], Program]]
     baseline: str = ""
     tiled: bool = False
     equal: bool = True
     needs_torch: bool = False
     needs_bits: bool = False
 
-    def runs(self, problem: Problem, with_torch: bool) -> bool:
-        """Whether it can be measured."""
+    def runs(self, problem: Problem, device: str | None) -> bool:
+        """Whether it can be measured; `device` is torch's, None leaves it out."""
         has_bits = problem.num_codes & (problem.num_codes - 1) == 0
-        return (with_torch or not self.needs_torch) and (has_bits or not self.needs_bits)
+        return (device is not None or not self.needs_torch) and (has_bits or not self.needs_bits)
+
+    def program(self, problem: Problem, device: str | None) -> Callable[[], Callable[[], Program]]:
+        """As `measure_in_turns` takes it; `device` is torch's."""
+        place = (device,) if self.needs_torch else ()
+        return functools.partial(self.make_inputs, *place, problem)
 
 
 NEAREST, PLAIN, TILED = "nearest, in tiles", "regularized, plain", "regularized, in tiles"
@@ -153,15 +158,15 @@ def add_growth(rows: Sequence[dict]) -> None:
             row["temp_growth"] = row["temp_bytes"] / min(same, key=lambda x: x["codes"])["temp_bytes"]
 
 
-def describe(args: argparse.Namespace, with_torch: bool) -> str:
+def describe(args: argparse.Namespace, rival: Rival) -> str:
     """Sizes, machine and versions, and what the columns are."""
-    packages = ("jax", "jaxlib", *(RIVALS if with_torch else ()))
+    packages = ("jax", "jaxlib", *(RIVALS if rival.device else ()))
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     device = jax.devices()[0]
     return (
         f"{args.batch * args.grid**2:,} positions [{args.batch}, {args.grid}, {args.grid}] of "
         f"{args.code_dim} dimensions, float32; median of up to {args.repeats} repeats in turns, seed "
-        f"{args.seed}; JAX on {device.device_kind}; {describe_machine()}; {versions}. "
+        f"{args.seed}; JAX on {device.device_kind}, {rival.about}; {describe_machine()}; {versions}. "
         f"Ratios and differences are to {TORCH_NEAREST!r} and {PLAIN!r}. tile: positions of each image at "
         "once; x nearest: time over that of our nearest; temp: of the compiled program, also in float32 "
         "[positions, K] arrays and over its own at the fewest codes; RSS: growth of the "
@@ -172,21 +177,19 @@ def describe(args: argparse.Namespace, with_torch: bool) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints the table, and writes it where --output and --json say."""
-    args = make_parser().parse_args(argv)
-    if args.tiny:
-        vars(args).update(TINY)
-    with_torch = wants_torch(args, "vector_quantize_pytorch")
+    args = parse(make_parser(), argv, TINY)
+    rival = find_rival(args, "vector_quantize_pytorch")
     all_cases = CASES | OTHERS if args.all else CASES
     limits = make_limits(args)
     rows = []
     for num_codes in args.codes:
         problem = Problem(num_codes, args.batch, args.grid, args.code_dim, args.tile_elements, seed=args.seed)
-        cases = {name: case for name, case in all_cases.items() if case.runs(problem, with_torch)}
-        programs = {name: functools.partial(case.make_inputs, problem) for name, case in cases.items()}
+        cases = {name: case for name, case in all_cases.items() if case.runs(problem, rival.device)}
+        programs = {name: case.program(problem, rival.device) for name, case in cases.items()}
         measured = measure_in_turns(programs, limits)
         rows += [make_row(problem, name, case, measured) for name, case in cases.items()]
     add_growth(rows)
-    publish(args, rows, COLUMNS, describe(args, with_torch), QUANTIZER)
+    publish(args, rows, COLUMNS, describe(args, rival), QUANTIZER)
 
 
 def make_parser() -> Parser:

@@ -132,12 +132,15 @@ def module_program(kind: str, problem: Problem, depth: int = 1) -> Callable[[], 
     return build
 
 
-def torch_program(stochastic: bool, problem: Problem) -> Callable[[], Program]:
+def torch_program(stochastic: bool, device: str, problem: Problem) -> Callable[[], Program]:
     """The gradients of vector-quantize-pytorch's layer: nearest codes, or stochastic ones."""
     import torch
     from vector_quantize_pytorch import VectorQuantize
 
-    features, direction, codebook = (torch.from_numpy(x) for x in problem.arrays())
+    if device == "cuda":
+        # TF32, as JAX's default there.
+        torch.set_float32_matmul_precision("high")
+    features, direction, codebook = (torch.from_numpy(x).to(device) for x in problem.arrays())
     features, direction = (x.reshape(problem.batch, -1, problem.code_dim) for x in (features, direction))
     features.requires_grad_()
 
@@ -154,7 +157,7 @@ def torch_program(stochastic: bool, problem: Problem) -> Callable[[], Program]:
             stochastic_sample_codes=stochastic,
             straight_through=stochastic,
             route_gradients_to_input=not stochastic,
-        )
+        ).to(device)
         with torch.no_grad():
             layer.codebook = codebook
 
@@ -163,6 +166,7 @@ def torch_program(stochastic: bool, problem: Problem) -> Callable[[], Program]:
             features.grad = None
             quantized, codes, loss = layer(features)
             (torch.mean(quantized * direction) + loss.sum()).backward()
+            getattr(torch, device).synchronize()
             shape = (problem.batch, problem.grid, problem.grid)
             result = {"codes": codes.reshape(shape), "features": features.grad.reshape(*shape, -1)}
             return result if stochastic else result | {"codebook": layer._codebook.embed.grad[0]}

@@ -24,14 +24,13 @@ import jax
 import numpy as np
 
 from regvq_jax.bench.differences import relative_error
-from regvq_jax.bench.flags import add_shared_flags, make_limits, wants_torch
+from regvq_jax.bench.flags import Rival, add_shared_flags, find_rival, make_limits, parse
 from regvq_jax.bench.machine import matmul_peak
 from regvq_jax.bench.measure import (
     Limits,
     Measurement,
     describe_machine,
     measure_in_turns,
-    torch_device,
     warn_if_busy,
 )
 from regvq_jax.bench.table import mebibytes, milliseconds, publish, spread
@@ -52,7 +51,7 @@ from regvq_jax.models.layers import DTYPES
 RIVALS = ("torch", "diffusers")
 CASE = ("size", "program")
 TINY = dict(size=16, batch=2, channels=8, multipliers=[1, 2], res_blocks=1, codes=16, code_dim=4, repeats=2)
-TINY |= dict(features="random", against="none")
+TINY |= dict(features="random")
 
 
 # Field of a row, and how the table shows it.
@@ -132,16 +131,16 @@ def measure(problem: Problem, device: str | None, limits: Limits, with_step: boo
     return rows
 
 
-def describe(problem: Problem, args: argparse.Namespace, device: str | None, load: float) -> str:
+def describe(problem: Problem, args: argparse.Namespace, rival: Rival, load: float) -> str:
     """Sizes, machine and versions, and what the columns are."""
-    packages = ("jax", "jaxlib", *(RIVALS if device else ()))
+    packages = ("jax", "jaxlib", *(RIVALS if rival.device else ()))
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     count = count_parameters(param_shapes(problem.model))
     return (
         f"{problem.batch} images of {problem.size}x{problem.size} px; {problem.channels} channels x "
         f"{problem.multipliers}, {problem.codes:,} codes of {problem.code_dim} dimensions, {count:,} "
         f"parameters; median of up to {args.repeats} repeats in turns, seed {args.seed}; JAX on "
-        f"{jax.devices()[0].device_kind}, torch {f'on {device}' if device else 'left out'}; "
+        f"{jax.devices()[0].device_kind}, {rival.about}; "
         f"{describe_machine()}, load {load:.1f} before; {versions}. "
         "x torch: time over torch's; GFLOP: of plain convolutions; of peak: share of what products of "
         "matrices reach here; temp: of the compiled program beside arguments and results; RSS: growth of "
@@ -153,19 +152,17 @@ def describe(problem: Problem, args: argparse.Namespace, device: str | None, loa
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints the table, and writes it where --output says."""
-    args = make_parser().parse_args(argv)
-    if args.tiny:
-        vars(args).update(TINY)
+    args = parse(make_parser(), argv, TINY)
     fields = {field.name for field in dataclasses.fields(Problem)} - {"dtype", "multipliers"}
     given = {name: getattr(args, name) for name in fields}
     problem = Problem(**given, multipliers=tuple(args.multipliers), dtype="float32")
-    device = torch_device() if wants_torch(args, "diffusers") else None
+    rival = find_rival(args, "diffusers")
     load = warn_if_busy()
     limits = make_limits(args)
-    rows = measure(problem, device, limits, with_step=True)
+    rows = measure(problem, rival.device, limits, with_step=True)
     if jax.default_backend() == "gpu":
-        rows += measure(dataclasses.replace(problem, dtype="bfloat16"), device, limits, with_step=True)
-    caption = describe(problem, args, device, load)
+        rows += measure(dataclasses.replace(problem, dtype="bfloat16"), rival.device, limits, with_step=True)
+    caption = describe(problem, args, rival, load)
     publish(args, rows, COLUMNS, caption, CASE)
 
 

@@ -206,26 +206,22 @@ def torch_program(name: str, device: str, problem: Problem) -> Callable[[], Prog
 
         call = torch.compile(losses) if half else losses
 
-        def wait():
-            if device == "cuda":
-                torch.cuda.synchronize()
-
         def run_forward():
             with torch.no_grad():
                 reconstructions, codes, _ = call(images)
-            wait()
+            getattr(torch, device).synchronize()
             grid = problem.size // problem.model.downsampling
             codes = codes.reshape(problem.batch, grid, grid)
-            return {"codes": codes.cpu(), "images": reconstructions.permute(0, 2, 3, 1).cpu()}
+            return {"codes": codes, "images": reconstructions.permute(0, 2, 3, 1)}
 
         def run_gradients():
             network.zero_grad()
             call(images)[2].backward()
-            wait()
+            getattr(torch, device).synchronize()
             first, last = network.encoder.conv_in.weight.grad, network.decoder.conv_out.weight.grad
             kernels = {"first": first, "last": last}
-            of_kernels = {name: x.permute(2, 3, 1, 0).cpu() for name, x in kernels.items()}
-            return of_kernels | {"codebook": network.quantize.embedding.weight.grad.cpu()}
+            of_kernels = {name: x.permute(2, 3, 1, 0) for name, x in kernels.items()}
+            return of_kernels | {"codebook": network.quantize.embedding.weight.grad}
 
         return Program({FORWARD: run_forward, GRADIENTS: run_gradients}[name])
 

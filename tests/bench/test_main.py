@@ -3,16 +3,58 @@
 import argparse
 import importlib
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from regvq_jax.bench import __main__ as bench
 from regvq_jax.bench import flags, table
-from regvq_jax.bench.measure import Limits
+from regvq_jax.bench.measure import Limits, Measurement
 from regvq_jax.command_line import Parser
 from regvq_jax.errors import UserError
 
 COLUMNS = {"ms": ("seconds", lambda x: f"{x * 1e3:.0f}")}
+RIVALLED = ("tokenizer", "quantizer", "prior", "decode", "data", "evaluate")
+NO_CUDA = "JAX runs on a GPU here, and torch finds no CUDA; a torch with CUDA (pytorch.org) brings it"
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Makes the flags see a backend of JAX, and a torch with or without CUDA, whatever is here."""
+
+    def put(backend, has_cuda=False, missing=()):
+        torch = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: has_cuda))
+        monkeypatch.setitem(sys.modules, "torch", torch)
+        monkeypatch.setattr(flags, "jax", SimpleNamespace(default_backend=lambda: backend))
+        find_spec = lambda name: None if name in missing else name
+        monkeypatch.setattr(flags, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=find_spec)))
+
+    return put
+
+
+@pytest.fixture
+def run_unmeasured(monkeypatch, tmp_path, capsys):
+    """Runs a benchmark without measuring: (its programs, what it printed, its JSON)."""
+
+    def run(name, *arguments):
+        module = importlib.import_module(f"regvq_jax.bench.{bench.BENCHMARKS[name][0]}")
+        programs = {}
+
+        def measure(new, limits):
+            programs.update(new)
+            return {name: Measurement(failure="not measured") for name in new}
+
+        monkeypatch.setattr(module, "measure_in_turns", measure)
+        peaks = dict(matmul_peak=lambda dtype: 1.0, memory_bandwidth=lambda: 1.0)
+        for name_of_peak, peak in (peaks | dict(check_equal=lambda *_: 1)).items():
+            monkeypatch.setattr(module, name_of_peak, peak, raising=False)
+        monkeypatch.setattr("importlib.metadata.version", lambda package: "1.0")
+        module.main([*arguments, f"--json={tmp_path}/a.json"])
+        printed = " ".join(capsys.readouterr().out.split())
+        return programs, printed, json.loads((tmp_path / "a.json").read_text())
+
+    return run
 
 
 def test_list_names_all(capsys):
@@ -40,27 +82,93 @@ def test_both_files_hold_the_rows(tmp_path, capsys):
     assert "250" in capsys.readouterr().out
 
 
-def test_torch_is_left_out_where_it_is_not(capsys):
-    args = argparse.Namespace(tiny=False, against="none")
-    assert not flags.wants_torch(args)
-    args.against = "torch"
-    assert not flags.wants_torch(args, "no_such_module")
-    assert "no_such_module here" in capsys.readouterr().out
-    args.tiny = True
-    assert not flags.wants_torch(args)
-
-
-def test_what_brings_a_missing_rival(monkeypatch, capsys):
-    missing = {"torch", "torch_fidelity"}
-    monkeypatch.setattr(flags.importlib.util, "find_spec", lambda name: None if name in missing else name)
-    args = argparse.Namespace(tiny=False, against="torch")
-    assert not flags.wants_torch(args, "torch_fidelity")
-    assert capsys.readouterr().out == (
-        "The rival is left out: no torch, torch_fidelity here; pip install -e '.[parity]' && "
-        "pip install --no-deps torch-fidelity==0.4.0 brings it.\n"
+def test_the_rival_runs_where_jax_does(pretend, capsys):
+    args = argparse.Namespace(against="torch")
+    for backend, device in (("cpu", "cpu"), ("gpu", "cuda")):
+        pretend(backend, has_cuda=True)
+        assert flags.find_rival(args) == (device, f"torch on {device}")
+    assert flags.find_rival(args, backend="cpu").device == "cpu"
+    assert flags.find_rival(argparse.Namespace(against="none")) == (
+        None,
+        "the rival is left out: not asked for",
     )
-    missing.clear()
-    assert flags.wants_torch(args, "torch_fidelity") and capsys.readouterr().out == ""
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "backend, missing, reason",
+    [
+        ("cpu", {"torch"}, "no torch here; pip install -e '.[parity]' brings it"),
+        (
+            "gpu",
+            {"torch", "torch_fidelity"},
+            "no torch, torch_fidelity here; pip install -e '.[parity]' && "
+            "pip install --no-deps torch-fidelity==0.4.0 brings it",
+        ),
+        ("gpu", (), NO_CUDA),
+        ("tpu", (), "JAX runs on a TPU here, and torch does not"),
+    ],
+)
+def test_why_the_rival_is_left_out(backend, missing, reason, pretend, capsys):
+    pretend(backend, missing=missing)
+    rival = flags.find_rival(argparse.Namespace(against="torch"), "torch_fidelity")
+    assert rival == (None, f"the rival is left out: {reason}")
+    assert capsys.readouterr().out == f"The rival is left out: {reason}.\n"
+
+
+@pytest.mark.parametrize("name", RIVALLED)
+def test_every_rival_runs_on_the_gpu_of_jax_or_says_why_not(name, pretend, run_unmeasured):
+    on_gpu = name != "data"  # Which everybody reads on a CPU.
+    devices = lambda programs: {x for p in programs.values() for x in p.args if x in ("cpu", "cuda")}
+    pretend("gpu", has_cuda=True)
+    programs, printed, figures = run_unmeasured(name, "--tiny", "--against=torch")
+    assert devices(programs) == ({"cuda"} if on_gpu else set())
+    place = "torch on cuda" if on_gpu else "torch on cpu"
+    assert place in figures["about"] and place in printed
+    pretend("gpu")
+    fewer, printed, figures = run_unmeasured(name, "--tiny", "--against=torch")
+    if on_gpu:
+        assert programs.keys() > fewer.keys() and not devices(fewer)
+        assert f"the rival is left out: {NO_CUDA}" in figures["about"]
+        # At once, and below the table.
+        assert printed.startswith(f"The rival is left out: {NO_CUDA}.") and printed.count(NO_CUDA) == 2
+    else:
+        assert programs.keys() == fewer.keys() and place in printed
+
+
+def test_tiny_is_for_what_is_not_given(pretend):
+    pretend("cpu")
+    parser = Parser("x")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[512])
+    parser.add_argument("--batch", type=int, default=8)
+    flags.add_shared_flags(parser, repeats=5)
+    tiny = dict(sizes=[4], batch=2, repeats=1, hidden=3)
+    parsed = lambda *argv: flags.parse(parser, argv, tiny)
+    args = parsed()
+    assert (args.sizes, args.batch, args.repeats, args.against) == ([512], 8, 5, "torch")
+    args = parsed("--tiny", "--batch=8", "--repeats", "5")
+    assert (args.sizes, args.batch, args.repeats, args.hidden, args.against) == ([4], 8, 5, 3, "none")
+    assert flags.find_rival(args).device is None
+    assert flags.find_rival(parsed("--tiny", "--against=torch")).device == "cpu"
+
+
+@pytest.mark.parametrize(
+    "name, given, caption",
+    [
+        ("tokenizer", ["--size=32", "--repeats=3"], "2 images of 32x32 px; 8 channels"),
+        ("quantizer", ["--codes", "16", "--batch=3"], "48 positions [3, 4, 4] of 8 dimensions"),
+        ("prior", ["--dim=48"], "2 sequences of 16 tokens of 64 codes; dim 48, depth 2"),
+        ("decode", ["--dim=48"], "sequences of 64 codes; dim 48, depth 2"),
+        ("data", ["--sizes", "640 x 480"], "medians of up to 2 repeats"),
+        ("evaluate", ["--statistics=1200"], "2 sets of 1,200 features of 64 dimensions"),
+    ],
+)
+def test_given_sizes_win_over_tiny_ones(name, given, caption, run_unmeasured):
+    _, printed, figures = run_unmeasured(name, "--tiny", *given)
+    assert caption in figures["about"] and caption in printed
+    assert f"median of up to {3 if name == 'tokenizer' else 2}" in printed.replace("edians", "edian").lower()
+    if name == "data":
+        assert {row["size"] for row in figures["rows"]} == {"640 x 480"}
 
 
 @pytest.mark.parametrize("name", ["compile", "priors"])

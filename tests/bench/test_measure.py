@@ -4,6 +4,8 @@ import subprocess
 import sys
 from functools import partial
 
+import numpy as np
+
 from regvq_jax.bench.measure import Limits, Program, measure_in_turns, peak_bytes
 
 
@@ -24,6 +26,26 @@ def test_every_second_round_goes_the_other_way_round(tmp_path):
     assert path.read_text() == "ab" + "ab" + "ba" + "ab"
     assert [len(x.seconds) for x in measured.values()] == [3, 3]
     assert measured["b"].result["letter"] == "b"
+
+
+class OnGPU:
+    """Of torch's tensors on a GPU what matters here."""
+
+    def __array__(self, *_, **__):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def cpu(self):
+        """What it holds."""
+        return np.arange(3)
+
+
+def return_from_gpu():
+    return lambda: Program(lambda: {"x": OnGPU()})
+
+
+def test_results_are_fetched_from_gpus():
+    [measured] = measure_in_turns({"": return_from_gpu}, Limits(1, 60, 2**32)).values()
+    np.testing.assert_array_equal(measured.result["x"], [0, 1, 2])
 
 
 def test_peak_memory_is_told_of_any_process():

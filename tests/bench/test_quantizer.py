@@ -39,7 +39,7 @@ def test_torch_does_the_same_work():
     pytest.importorskip("vector_quantize_pytorch")
     problem = Problem(num_codes=64, batch=2, grid=4, code_dim=8, tile_elements=512, seed=0)
     ours, theirs = (
-        quantizer.CASES[name].make_inputs(problem)().run()
+        quantizer.CASES[name].program(problem, "cpu")()().run()
         for name in (quantizer.NEAREST, quantizer.TORCH_NEAREST)
     )
     np.testing.assert_array_equal(ours["codes"], theirs["codes"])
