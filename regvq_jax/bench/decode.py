@@ -8,7 +8,8 @@ Compares, at temperature 1 and without a condition:
   cached      our autoregressive sampler: one compiled loop, keys and values of earlier tokens kept.
   uncached    one compiled loop as well, which runs the network over the whole grid for every token; with the
               smallest batch alone, since it takes long.
-  torch       a GPT in eager PyTorch with a cache, the same weights and as many parameters; in float32.
+  torch       a GPT in eager PyTorch with a cache, the same weights and as many parameters; always in
+              float32, whatever --dtype.
   masked, diffusion    our samplers, with 12 and 50 parallel steps.
 
 Before anything is timed, cached and uncached must draw the same tokens from the same key, and torch must
@@ -77,7 +78,11 @@ COLUMNS = {
 def make_row(problem: Problem, name: str, measured: Mapping[str, Measurement], bandwidth: float) -> dict:
     """The figures of a program by field; fields without a figure are left out."""
     own = measured[name]
+    if name == TORCH:
+        # Its weights and its cache are float32, whatever ours are.
+        problem = dataclasses.replace(problem, dtype="float32")
     row = dict(batch=problem.batch, tokens=problem.num_tokens, sampler=name, failure=own.failure)
+    row["dtype"] = problem.dtype
     if name in (CACHED, TORCH):
         row["cache_bytes"] = problem.cache_bytes
     if own.temp_bytes is not None:
@@ -111,6 +116,7 @@ def memory_row(problem: Problem) -> dict:
         tokens=problem.num_tokens,
         sampler=COMPILED_ONLY,
         failure="",
+        dtype=problem.dtype,
         cache_bytes=problem.cache_bytes,
         temp_bytes=temp_bytes,
         temp_beside_cache=temp_bytes - problem.cache_bytes,
@@ -121,10 +127,11 @@ def describe(args: argparse.Namespace, count: int, rival: Rival, bandwidth: floa
     """Sizes, machine and versions, and what the columns are."""
     packages = ("jax", "jaxlib", *((TORCH,) if rival.device else ()))
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    about = rival.about + (", in float32" if rival.device else "")
     return (
         f"batch: sequences of {args.codes:,} codes; dim {args.dim}, depth {args.depth}, {args.heads} heads, "
         f"{count:,} parameters in the autoregressive, {args.dtype}; median of up to {args.repeats} runs in "
-        f"turns, seed {args.seed}; JAX on {jax.devices()[0].device_kind}, {rival.about}; "
+        f"turns, seed {args.seed}; JAX on {jax.devices()[0].device_kind}, {about}; "
         f"{describe_machine()}, load {load:.1f} before; {versions}. x uncached, x torch: tokens a second "
         f"over theirs; of bandwidth: of the steps whose reading {bandwidth / 1e9:,.1f} GB/s, measured here, "
         "allow; temp: of the compiled program, which holds the cache; RSS: growth of the process, compiling "

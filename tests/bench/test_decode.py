@@ -107,3 +107,21 @@ def test_a_bfloat16_network_keeps_its_cache_in_bfloat16():
     cache = jax.eval_shape(start, jax.eval_shape(half.params)).cache
     assert {x.dtype for x in jax.tree.leaves(cache)} == {jnp.dtype("bfloat16")}
     assert half.cache_bytes == PROBLEM.cache_bytes // 2 == sum(2 * x.size for x in jax.tree.leaves(cache))
+
+
+def test_torch_has_float32_whatever_ours_have():
+    half = dataclasses.replace(PROBLEM, dtype="bfloat16")
+    measured = {name: Measurement((0.5,), result={}) for name in (CACHED, TORCH)}
+    ours, torch = (decode.make_row(half, name, measured, 1e6) for name in (CACHED, TORCH))
+    assert (ours["dtype"], ours["cache_bytes"]) == ("bfloat16", 9_216 // 2)
+    assert torch == decode.make_row(PROBLEM, TORCH, measured, 1e6)
+    assert (torch["dtype"], torch["cache_bytes"]) == ("float32", 9_216)
+    # At the same speed torch reads more.
+    assert torch["share_of_bandwidth"] > ours["share_of_bandwidth"]
+
+
+def test_torch_computes_in_float32():
+    torch = pytest.importorskip("torch")
+    gpt = programs.TorchGPT(dataclasses.replace(PROBLEM, dtype="bfloat16").net, PROBLEM.params(), rows=2)
+    assert gpt._cache.dtype == gpt._embedding.dtype == torch.float32
+    assert gpt._cache.nbytes == 9_216
