@@ -137,11 +137,7 @@ class Attention(nn.Module):
         Returns:
             float [B, Q, dim] in `dtype`.
         """
-        query = self.query(x)
-        if self.qk_norm:
-            query = self.query_norm(query)
-        if angles is not None:
-            query = rotate(query, angles)
+        query = self._query(x, angles)
         chosen = choose_implementation(
             self.implementation, self.dtype, query.shape[1], key.shape[1], query.shape[-1]
         )
@@ -153,3 +149,29 @@ class Attention(nn.Module):
         return self.out(
             jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=chosen)
         )
+
+    def attend_cache(
+        self,
+        x: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        mask: jax.Array | None = None,
+        angles: jax.Array | None = None,
+    ) -> jax.Array:
+        """As `__call__`, with a layer's keys and values as a `Cache` holds them, which are read as they lie."""
+        query = self._query(x, angles).swapaxes(1, 2)
+        shape = query.shape
+        query = query.reshape(*key.shape[:-2], *shape[-2:]) * (shape[-1] ** -0.5)
+        scores = jnp.einsum("...qd,...sd->...qs", query, key, preferred_element_type=jnp.float32)
+        if mask is not None:
+            mask = mask if key.ndim == 4 else mask[0]
+            scores = jnp.where(mask, scores, -0.7 * jnp.finfo(jnp.float32).max)
+        weights = jax.nn.softmax(scores).astype(value.dtype)
+        out = jnp.einsum("...qs,...sd->...qd", weights, value)
+        return self.out(out.reshape(shape).swapaxes(1, 2))
+
+    def _query(self, x, angles):
+        query = self.query(x)
+        if self.qk_norm:
+            query = self.query_norm(query)
+        return query if angles is None else rotate(query, angles)

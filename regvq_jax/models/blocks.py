@@ -51,26 +51,41 @@ Layers = tuple[jax.Array, ...] | jax.Array
 class Cache(NamedTuple):
     """Keys and values between the steps of a causal transformer.
 
-    Heads come before places, as the products of attention want them: a step transposes nothing.
+    Heads come before places, as the products of attention want them: a step transposes nothing. Of a single
+    row there is no axis B: XLA for CPUs would copy the whole cache in each step.
 
     Attributes:
-        key, value: [B, heads, S, head_dim] of each layer, of the sequence, S its full length.
+        key, value: [B, heads, S, head_dim] of each layer, of the sequence: of the memory, unless there is
+            cross-attention, and of as many tokens as there is room for.
+        memory_mask: bool [B, L], True = a real memory token; L is 0 without a memory.
         memory_key, memory_value: [B, heads, L, head_dim] of each layer, of the memory; None without
             cross-attention.
     """
 
     key: Layers
     value: Layers
+    memory_mask: jax.Array
     memory_key: Layers | None = None
     memory_value: Layers | None = None
+
+
+def make_room(cache: Cache, places: int) -> Cache:
+    """The cache with room for so many more tokens."""
+
+    def lengthen(x):
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, places), (0, 0)])
+
+    return cache._replace(**jax.tree.map(lengthen, {"key": cache.key, "value": cache.value}))
 
 
 def put(layers: Layers, layer: jax.Array | int, index: jax.Array | int, new: jax.Array) -> Layers:
     """Puts one layer's keys or values, [B, Q, heads, head_dim], at `index` of a `Cache`'s."""
     new = new.swapaxes(1, 2)
+    new = new.reshape(*layers[0].shape[:-2], *new.shape[-2:])
+    start = (*[0] * (new.ndim - 2), index, 0)
     if not isinstance(layers, tuple):
-        return jax.lax.dynamic_update_slice(layers, new[None], (layer, 0, 0, index, 0))
-    own = jax.lax.dynamic_update_slice_in_dim(layers[layer], new, index, 2)
+        return jax.lax.dynamic_update_slice(layers, new[None], (layer, *start))
+    own = jax.lax.dynamic_update_slice(layers[layer], new, start)
     return (*layers[:layer], own, *layers[layer + 1 :])
 
 
@@ -168,16 +183,16 @@ class Block(nn.Module):
                     key=put(cache.key, layer, context.index, key),
                     value=put(cache.value, layer, context.index, value),
                 )
-                key, value = (x[layer].swapaxes(1, 2) for x in (cache.key, cache.value))
+                own = cache.key[layer], cache.value[layer]
+                return self.self_attention.attend_cache(h, *own, context.mask, context.angles)
             return self.self_attention(h, key, value, context.mask, context.angles, context.causal_from)
 
         def attend_memory(h):
-            if cache is None:
-                key, value = self.memory_keys_values(context.memory)
-            else:
-                key, value = (x[layer].swapaxes(1, 2) for x in (cache.memory_key, cache.memory_value))
             mask = None if context.memory_mask is None else context.memory_mask[:, None, None]
-            return self.cross_attention(h, key, value, mask)
+            if cache is not None:
+                own = cache.memory_key[layer], cache.memory_value[layer]
+                return self.cross_attention.attend_cache(h, *own, mask)
+            return self.cross_attention(h, *self.memory_keys_values(context.memory), mask)
 
         x = branch(x, self.attention_norm, attend_self)
         if self.cross:

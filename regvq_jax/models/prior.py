@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from regvq_jax.models import blocks
 from regvq_jax.models.blocks import Cache
 from regvq_jax.models.conditioners import Encoded
 from regvq_jax.models.layers import Dtype
@@ -20,11 +21,16 @@ class DecodeState(NamedTuple):
 
     Attributes:
         cache: keys and values of the condition and of the tokens so far.
-        encoded: the condition, of which only what later steps read: its mask and what is added.
+        added: float [B, N, dim], what the condition adds to the tokens; None = nothing.
     """
 
     cache: Cache
-    encoded: Encoded
+    added: jax.Array | None
+
+
+def make_room(state: DecodeState, places: int) -> DecodeState:
+    """The state with room for so many more tokens."""
+    return state._replace(cache=blocks.make_room(state.cache, places))
 
 
 def time_features(time: jax.Array) -> jax.Array:
@@ -164,9 +170,9 @@ class PriorNet(nn.Module):
         return self.to_logits(x)
 
     def start(self, rows: int, encoded: Encoded = Encoded()) -> DecodeState:  # noqa: B008
-        """The state before the first token of `rows` sequences, of a causal network."""
+        """The state before the first token of `rows` sequences, of a causal network; see `make_room`."""
         cache = self.transformer.start_cache(rows, encoded.memory, encoded.memory_mask)
-        return DecodeState(cache, encoded._replace(memory=None))
+        return DecodeState(cache, encoded.added)
 
     def step(
         self, state: DecodeState, token: jax.Array, position: jax.Array
@@ -174,7 +180,7 @@ class PriorNet(nn.Module):
         """One token of a causal network.
 
         Args:
-            state: from `start` or the step before.
+            state: from `start` or the step before, with room for a token at `position`.
             token: int32 [B], the input at `position`: the token before it, K at position 0.
             position: int32 [].
 
@@ -182,7 +188,7 @@ class PriorNet(nn.Module):
             The next state; float32 [B, K], equal to what `predict` gives at `position`.
         """
         x = self.token_embedding(token)
-        if state.encoded.added is not None:
-            x = x + state.encoded.added[:, position]
-        cache, x = self.transformer.step(state.cache, x, position, state.encoded.memory_mask)
+        if state.added is not None:
+            x = x + state.added[:, position]
+        cache, x = self.transformer.step(state.cache, x, position)
         return state._replace(cache=cache), self.to_logits(x)

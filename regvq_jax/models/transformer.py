@@ -106,50 +106,51 @@ class Transformer(nn.Module):
     def start_cache(
         self, rows: int, memory: jax.Array | None = None, memory_mask: jax.Array | None = None
     ) -> Cache:
-        """A cache for `rows` sequences that holds the memory and no token yet; Args as in `__call__`."""
-        height, width = self.grid
-        prefix = 0 if memory is None or self.cross else memory.shape[1]
-        shape = (self.depth, rows, self.num_heads, prefix + height * width, self.dim // self.num_heads)
+        """A cache for `rows` sequences that holds the memory, without room for tokens; see `make_room`.
+
+        Args:
+            rows: B.
+            memory, memory_mask: as in `__call__`.
+        """
+        length = 0 if memory is None else memory.shape[1]
+        if memory_mask is None:
+            memory_mask = jnp.ones((rows, length), bool)
+        prefix = 0 if self.cross else length
+        shape = (self.depth, *[rows] * (rows > 1), self.num_heads, prefix, self.dim // self.num_heads)
         empty = jnp.zeros(shape, self.dtype)
-        cache = Cache(*((empty if self.scan_layers else tuple(empty)),) * 2)
+        cache = Cache(*((empty if self.scan_layers else tuple(empty)),) * 2, memory_mask)
         if self.cross:
             key, value = self.blocks.memory_keys_values(memory.astype(self.dtype))
             return cache._replace(memory_key=key, memory_value=value)
         if prefix:
-            # A memory token sees the memory alone, which lies at the start of the cache.
-            seen = jnp.ones((rows, prefix), bool) if memory_mask is None else memory_mask
-            mask = jnp.pad(seen, ((0, 0), (0, height * width)))[:, None, None]
+            # A memory token sees the memory alone.
             angles = self._angles(prefix)
-            context = Context(mask, angles=None if angles is None else angles[:prefix])
+            context = Context(memory_mask[:, None, None], angles=None if angles is None else angles[:prefix])
             cache = self.blocks(memory, context, cache)[1]
         return cache
 
-    def step(
-        self, cache: Cache, x: jax.Array, position: jax.Array, memory_mask: jax.Array | None = None
-    ) -> tuple[Cache, jax.Array]:
+    def step(self, cache: Cache, x: jax.Array, position: jax.Array) -> tuple[Cache, jax.Array]:
         """One token of a causal transformer.
 
         Args:
-            cache: holds the memory and the tokens before `position`.
+            cache: holds the memory and the tokens before `position`, and has room for one there.
             x: float [B, dim], embedding of the token at `position`.
             position: int32 [].
-            memory_mask: bool [B, L], as given to `start_cache`.
 
         Returns:
             The cache with the token in it; float [B, dim] as `__call__` gives at that place.
         """
-        num_tokens = self.grid[0] * self.grid[1]
-        prefix = cache.key[0].shape[2] - num_tokens
-        seen = (jnp.arange(num_tokens) <= position)[None]
+        rows, length = cache.memory_mask.shape
+        prefix = 0 if self.cross else length
+        seen = jnp.arange(cache.key[0].shape[-2] - prefix) <= position
+        seen = jnp.broadcast_to(seen, (rows, *seen.shape))
         if prefix:
-            before = jnp.ones((1, prefix), bool) if memory_mask is None else memory_mask
-            seen = jnp.broadcast_to(seen, (before.shape[0], num_tokens))
-            seen = jnp.concatenate([before, seen], 1)
+            seen = jnp.concatenate([cache.memory_mask, seen], 1)
         angles = self._angles(prefix)
         index = prefix + position
         context = Context(
             mask=seen[:, None, None],
-            memory_mask=memory_mask if self.cross else None,
+            memory_mask=cache.memory_mask if self.cross else None,
             angles=None if angles is None else jax.lax.dynamic_slice_in_dim(angles, index, 1),
             index=index,
         )

@@ -227,8 +227,8 @@ def sample(
         logits = logits_fn(current, jnp.full(current.shape[:1], time)).astype(jnp.float32)
         if logits.shape[-1] > mask_id:
             raise ValueError(f"logits over {logits.shape[-1]} codes include the mask id {mask_id}")
-        code_noise, mask_noise, _ = row_noise(keys, step, *logits.shape[1:])
-        codes = filters.draw(code_noise, logits, temperature=temperature, k=top_k, p=top_p)
+        code_keys, mask_noise, _ = row_noise(keys, step, tokens.shape[1])
+        codes = filters.draw(code_keys, logits, temperature=temperature, k=top_k, p=top_p)
 
         is_open = is_wanted & (current != mask_id)
         sigma, mean_sigma = _sigma(remask, eta, alpha_t, alpha_s, is_open, confidence)

@@ -5,9 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from regvq_jax.priors import filters
 from regvq_jax.priors.likelihood import cross_entropy, mean_where
+
+# Loops of a sampler with a growing cache: with four, steps read a quarter more of it than is filled.
+SCANS = 4
 
 
 def shift_right(tokens: jax.Array, start_id: int) -> jax.Array:
@@ -66,15 +70,16 @@ def sample(
     *,
     start_id: int,
     unknown_id: int,
+    grow_fn: Callable[[Any, int], Any] | None = None,
     temperature: float | jax.Array = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> jax.Array:
     """Draws the unknown tokens one after the other; given ones are kept and fed to the network.
 
-    One `lax.scan` over the positions, whatever is given: half an image is completed by the same
+    A few `lax.scan` over the positions, whatever is given: half an image is completed by the same
     compiled program that draws a whole one, and beside the cache and the tokens it holds the logits
-    of one position. A token is told only what stands before it: given tokens after it do not shape it.
+    of one position. Between them the cache grows, since a step reads all of it, filled or not. A token is told only what stands before it: given tokens after it do not shape it.
 
     Noise is drawn from each row's own key and the position: a key gives the same sample alone and in any
     batch, up to the rounding of the network.
@@ -84,10 +89,12 @@ def sample(
         step_fn: (cache, token int32 [B], position int32 []) -> (cache, logits float [B, K]), K <=
             `unknown_id`. The token is that of position - 1 (`start_id` at 0), the logits are for
             `position`. See `guidance.guided_step`.
-        cache: the first step's cache, any pytree; its shapes and dtypes stay as they are.
+        cache: the first step's cache, any pytree; a step keeps its shapes and dtypes.
         tokens: int32 [B, N], `unknown_id` where a code is wanted, given codes elsewhere.
         start_id: the id that means the start.
         unknown_id: the id that means unknown.
+        grow_fn: (cache, n) -> the cache with room for n more tokens, of which it has none at first; None = it
+            has room for all.
         temperature, top_k, top_p: as in `filters.draw`; the last two are Python numbers.
 
     Returns:
@@ -102,17 +109,22 @@ def sample(
 
     def fill(carry, inputs):
         cache, token = carry
-        position, given = inputs
+        position, given, row_keys = inputs
         cache, logits = step_fn(cache, token, position)
-        num_codes = logits.shape[-1]
-        if num_codes > unknown_id:
-            raise ValueError(f"logits over {num_codes} codes include the unknown id {unknown_id}")
-        noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, position), num_codes))(keys)
-        code = filters.draw(noise, logits, temperature=temperature, k=top_k, p=top_p)
+        if logits.shape[-1] > unknown_id:
+            raise ValueError(f"logits over {logits.shape[-1]} codes include the unknown id {unknown_id}")
+        code = filters.draw(row_keys, logits, temperature=temperature, k=top_k, p=top_p)
         token = jnp.where(given == unknown_id, code, given)
         return (cache, token), token
 
     tokens = tokens.astype(jnp.int32)
-    start = jnp.full_like(tokens[:, 0], start_id)
-    inputs = (jnp.arange(num_tokens, dtype=jnp.int32), tokens.T)
-    return jax.lax.scan(fill, (cache, start), inputs)[1].T
+    token, drawn = jnp.full_like(tokens[:, 0], start_id), []
+    row_keys = jax.vmap(lambda key: jax.random.bits(key, (num_tokens, 2)))(keys)
+    scans = min(SCANS, num_tokens) if grow_fn else 1
+    for positions in np.array_split(np.arange(num_tokens), scans):
+        if grow_fn:
+            cache = grow_fn(cache, len(positions))
+        inputs = (jnp.asarray(positions, jnp.int32), tokens[:, positions].T, row_keys[:, positions].swapaxes(0, 1))
+        (cache, token), some = jax.lax.scan(fill, (cache, token), inputs)
+        drawn.append(some)
+    return jnp.concatenate(drawn).T

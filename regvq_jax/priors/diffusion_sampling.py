@@ -13,7 +13,7 @@ from regvq_jax.priors.diffusion_schedules import LOG_ZERO, Schedule, grid_jumps
 
 
 def row_noise(
-    keys: jax.Array, step: jax.Array, num_tokens: int, num_codes: int
+    keys: jax.Array, step: jax.Array, num_tokens: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Draws one step's noise, each row's from its own key: a row draws the same alone and in any batch.
 
@@ -21,16 +21,15 @@ def row_noise(
         keys: a key array [B].
         step: int32 [], folded into each key.
         num_tokens: N.
-        num_codes: K.
 
     Returns:
-        Gumbel noise for the codes, float32 [B, N, K]; uniform [0, 1) for whether a token is masked, float32
-        [B, N]; Gumbel noise for which tokens come first, float32 [B, N].
+        Keys of the noise over the codes, uint32 [B, N, 2]; uniform [0, 1) for whether a token is masked,
+        float32 [B, N]; Gumbel noise for which tokens come first, float32 [B, N].
     """
 
     def draw(key):
         code_key, mask_key, order_key = jax.random.split(jax.random.fold_in(key, step), 3)
-        codes = jax.random.gumbel(code_key, (num_tokens, num_codes))
+        codes = jax.random.bits(code_key, (num_tokens, 2))
         return codes, jax.random.uniform(mask_key, num_tokens), jax.random.gumbel(order_key, num_tokens)
 
     return jax.vmap(draw)(keys)
@@ -95,9 +94,9 @@ def sample(
             raise ValueError(f"logits over {logits.shape[-1]} codes, but the schedule has {num_codes}")
         log_x0, log_purity = _x0(logits, temperature, truncation, purity)
 
-        code_noise, mask_noise, order_noise = row_noise(keys, step, *logits.shape[1:])
+        code_keys, mask_noise, order_noise = row_noise(keys, step, tokens.shape[1])
         # Of a masked token that opens, and of an open one: the posterior without the mask.
-        codes = jnp.argmax(log_posterior(log_x0, current, jump)[..., :num_codes] + code_noise, -1)
+        codes = filters.draw(code_keys, log_posterior(log_x0, current, jump)[..., :num_codes])
 
         # A masked token stays so with the same probability whatever its x_0: count first, then choose.
         is_masked = is_wanted & (current == num_codes)

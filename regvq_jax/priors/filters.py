@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from regvq_jax.quantize.logits import best_code
+from regvq_jax.quantize.noise import gumbel_noise
+
 
 def top_k(logits: jax.Array, k: int) -> jax.Array:
     """Keeps the k likeliest codes, and those exactly as likely as the k-th.
@@ -59,7 +62,7 @@ def top_p(logits: jax.Array, p: float, *, temperature: float | jax.Array = 1.0) 
 
 
 def draw(
-    noise: jax.Array,
+    row_keys: jax.Array,
     logits: jax.Array,
     *,
     temperature: float | jax.Array = 1.0,
@@ -69,7 +72,7 @@ def draw(
     """Draws codes from softmax(logits / temperature), of those that `top_k` and then `top_p` keep.
 
     Args:
-        noise: float [..., K], standard Gumbel.
+        row_keys: uint32 [..., 2], random bits: keys of the `gumbel_noise` over the codes.
         logits: float [..., K].
         temperature: 0 takes the likeliest code.
         k: as in `top_k`.
@@ -79,4 +82,4 @@ def draw(
         int32 [...].
     """
     kept = top_p(top_k(logits.astype(jnp.float32), k), p, temperature=temperature)
-    return jnp.argmax(kept + temperature * noise, -1).astype(jnp.int32)
+    return best_code(kept, lambda logits, codes: logits + temperature * gumbel_noise(row_keys, codes))[0]

@@ -169,8 +169,8 @@ def sample(
         logits = logits_fn(tokens, jnp.full((rows,), 1 - step / steps, jnp.float32)).astype(jnp.float32)
         if logits.shape[-1] > mask_id:
             raise ValueError(f"logits over {logits.shape[-1]} codes include the mask id {mask_id}")
-        code_noise, choice_noise = _row_noise(keys, step, logits.shape[1:])
-        codes = filters.draw(code_noise, logits, temperature=temperature, k=top_k, p=top_p)
+        code_keys, choice_noise = _row_noise(keys, step, tokens.shape[1])
+        codes = filters.draw(code_keys, logits, temperature=temperature, k=top_k, p=top_p)
         codes = codes.astype(tokens.dtype)
 
         ratio = (step + 1) / steps
@@ -189,15 +189,14 @@ def sample(
     return jax.lax.scan(step_fn, tokens, jnp.arange(steps))[0]
 
 
-def _row_noise(keys, step, shape) -> tuple[jax.Array, jax.Array]:
-    """Draws Gumbel noise [B, N, K] for the codes and [B, N] for the order, row by row."""
-    num_tokens, num_codes = shape
+def _row_noise(keys, step, num_tokens) -> tuple[jax.Array, jax.Array]:
+    """Keys of the noise over the codes, uint32 [B, N, 2], and Gumbel noise [B, N] for the order."""
 
     def draw(key):
-        return jax.random.gumbel(jax.random.fold_in(key, step), (num_tokens, num_codes + 1))
+        code_key, order_key = jax.random.split(jax.random.fold_in(key, step))
+        return jax.random.bits(code_key, (num_tokens, 2)), jax.random.gumbel(order_key, num_tokens)
 
-    noise = jax.vmap(draw)(keys)
-    return noise[..., :num_codes], noise[..., num_codes]
+    return jax.vmap(draw)(keys)
 
 
 def _ranks(values: jax.Array) -> jax.Array:

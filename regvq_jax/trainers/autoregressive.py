@@ -9,7 +9,7 @@ import jax
 from regvq_jax.errors import UserError
 from regvq_jax.evaluate.samples import SampleSettings
 from regvq_jax.models.conditioners import Encoded
-from regvq_jax.models.prior import PriorNet
+from regvq_jax.models.prior import PriorNet, make_room
 from regvq_jax.priors import autoregressive, guidance
 
 PyTree = Any
@@ -114,6 +114,7 @@ class AutoregressivePrior:
             tokens,
             start_id=model.special_id,
             unknown_id=model.special_id,
+            grow_fn=make_room,
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,

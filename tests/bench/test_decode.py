@@ -15,6 +15,7 @@ from regvq_jax.bench.decode import CACHED, COMPILED_ONLY, TORCH, UNCACHED
 from regvq_jax.bench.decode_programs import Problem
 from regvq_jax.bench.measure import Measurement
 from regvq_jax.errors import UserError
+from regvq_jax.models.prior import make_room
 
 PROBLEM = Problem(dim=32, depth=2, heads=2, grid=3, codes=16, batch=2, seed=0)
 
@@ -104,9 +105,11 @@ def test_heads_that_do_not_fit():
 def test_a_bfloat16_network_keeps_its_cache_in_bfloat16():
     half = dataclasses.replace(PROBLEM, dtype="bfloat16")
     start = lambda params: half.net.apply({"params": params}, 2, method="start")
-    cache = jax.eval_shape(start, jax.eval_shape(half.params)).cache
-    assert {x.dtype for x in jax.tree.leaves(cache)} == {jnp.dtype("bfloat16")}
-    assert half.cache_bytes == PROBLEM.cache_bytes // 2 == sum(2 * x.size for x in jax.tree.leaves(cache))
+    full = lambda params: make_room(start(params), half.num_tokens).cache
+    cache = jax.eval_shape(full, jax.eval_shape(half.params))
+    arrays = jax.tree.leaves((cache.key, cache.value))
+    assert {x.dtype for x in arrays} == {jnp.dtype("bfloat16")}
+    assert half.cache_bytes == PROBLEM.cache_bytes // 2 == sum(2 * x.size for x in arrays)
 
 
 def test_torch_has_float32_whatever_ours_have():

@@ -8,7 +8,7 @@ import pytest
 from regvq_jax import sharding
 from regvq_jax.evaluate.prior import PriorLoss
 from regvq_jax.models.conditioners import ClassConditioner
-from regvq_jax.models.prior import PriorNet
+from regvq_jax.models.prior import PriorNet, make_room
 from regvq_jax.trainers.autoregressive import AutoregressivePrior
 from regvq_jax.trainers.build_prior import bound
 from regvq_jax.trainers.diffusion import DiffusionPrior
@@ -63,7 +63,7 @@ def test_the_bound_of_a_causal_prior_is_the_sum_of_its_steps():
     model = PriorNet(8, (2, 2), causal=True, dim=8, depth=1, num_heads=1, dropout=0.0)
     tokens = jnp.array([[1, 2, 3, 4], [5, 6, 7, 0]])
     params = model.init(jax.random.key(1), tokens)["params"]
-    state, expected = model.apply({"params": params}, 2, method="start"), np.zeros(2)
+    state, expected = make_room(model.apply({"params": params}, 2, method="start"), 4), np.zeros(2)
     before = jnp.array([8, 8])
     for position in range(4):
         state, logits = model.apply({"params": params}, state, before, jnp.int32(position), method="step")

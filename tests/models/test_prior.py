@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from regvq_jax.models import conditioners
-from regvq_jax.models.prior import PriorNet
+from regvq_jax.models.prior import PriorNet, make_room
 from regvq_jax.priors.autoregressive import shift_right
 
 GRID, N, DIM, PAD = (2, 3), 6, 8, 20
@@ -107,14 +107,18 @@ def test_a_map_cell_is_told_to_its_own_token():
 @pytest.mark.parametrize(
     ("kind", "by"), [("text", "prefix"), ("text", "cross"), ("map", "prefix"), ("none", "prefix")]
 )
-def test_steps_with_a_cache_are_the_whole_pass(kind, by, positions, scan_layers):
+@pytest.mark.parametrize("rows", [1, 2])
+def test_steps_with_a_cache_are_the_whole_pass(rows, kind, by, positions, scan_layers):
     net, apply, params, condition = make_prior(
         kind, condition_by=by, positions=positions, causal=True, qk_norm=True, scan_layers=scan_layers
     )
-    inputs = shift_right(jnp.array([[0, 1, 2, 4, 4, 3], [3, 2, 2, 1, 0, 1]]), net.special_id)
+    inputs = shift_right(jnp.array([[0, 1, 2, 4, 4, 3], [3, 2, 2, 1, 0, 1]])[:rows], net.special_id)
+    condition = jax.tree.map(lambda x: x[:rows], condition)
     encoded = net.apply(params, condition, method="encode_condition")
-    state, logits = net.apply(params, 2, encoded, method="start"), []
+    state, logits = net.apply(params, rows, encoded, method="start"), []
     for position in range(N):
+        if position % 4 == 0:
+            state = make_room(state, min(4, N - position))
         state, row = apply(params, state, inputs[:, position], jnp.int32(position), method="step")
         logits.append(row)
     np.testing.assert_allclose(jnp.stack(logits, 1), apply(params, inputs, condition), atol=2e-5)
@@ -146,9 +150,7 @@ def test_fused_attention_gets_whole_masks(kind, by, monkeypatch):
         net = net.clone(conditioner=conditioners.FeatureConditioner(DIM))
         condition = CONDITIONS["features"][1]
     params = random_params(net, TOKENS, condition)
-    encoded = net.apply(params, condition, method="encode_condition")
-    state = net.apply(params, 2, encoded, method="start")
-    net.apply(params, state, TOKENS[:, 0], jnp.int32(0), method="step")
+    net.apply(params, TOKENS, condition)
     assert any(mask is not None for mask in seen)
 
 
