@@ -158,7 +158,7 @@ class Attention(nn.Module):
         mask: jax.Array | None = None,
         angles: jax.Array | None = None,
     ) -> jax.Array:
-        """As `__call__`, with a layer's keys and values as a `Cache` holds them, which are read as they lie."""
+        """As `__call__`, with a layer's keys and values as a `Cache` has them: they are read as they lie."""
         query = self._query(x, angles).swapaxes(1, 2)
         shape = query.shape
         query = query.reshape(*key.shape[:-2], *shape[-2:]) * (shape[-1] ** -0.5)

@@ -79,7 +79,8 @@ def sample(
 
     A few `lax.scan` over the positions, whatever is given: half an image is completed by the same
     compiled program that draws a whole one, and beside the cache and the tokens it holds the logits
-    of one position. Between them the cache grows, since a step reads all of it, filled or not. A token is told only what stands before it: given tokens after it do not shape it.
+    of one position. Between them the cache grows, since a step reads all of it, filled or not. A token is
+    told only what stands before it: given tokens after it do not shape it.
 
     Noise is drawn from each row's own key and the position: a key gives the same sample alone and in any
     batch, up to the rounding of the network.
@@ -124,7 +125,8 @@ def sample(
     for positions in np.array_split(np.arange(num_tokens), scans):
         if grow_fn:
             cache = grow_fn(cache, len(positions))
-        inputs = (jnp.asarray(positions, jnp.int32), tokens[:, positions].T, row_keys[:, positions].swapaxes(0, 1))
+        own_keys = row_keys[:, positions].swapaxes(0, 1)
+        inputs = (jnp.asarray(positions, jnp.int32), tokens[:, positions].T, own_keys)
         (cache, token), some = jax.lax.scan(fill, (cache, token), inputs)
         drawn.append(some)
     return jnp.concatenate(drawn).T
