@@ -1,5 +1,6 @@
 """A config file with its choices and changed fields, as --config=FILE:CHOICES gives it."""
 
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,13 @@ def check_config_file(spec: str) -> None:
         sys.path.append(parent)
 
 
+def find_spec(argv: Sequence[str]) -> str | None:
+    """What --config is given, None where it is not."""
+    values = [arg.partition("=")[2] for arg in argv if arg.startswith(("--config=", "-config="))]
+    values += [value for flag, value in itertools.pairwise(argv) if flag in ("--config", "-config")]
+    return values[-1] if values else None
+
+
 def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     """Parses absl's flags, with one sentence for each mistake.
 
@@ -44,11 +52,31 @@ def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]
     """
     try:
         return flag_values(argv)
+    except (IndexError, KeyError, TypeError) as error:
+        _check_fields(argv)
+        changed = ", ".join(arg for arg in argv if arg.startswith("--config."))
+        raise UserError(f"{error} ({changed}).") from error
     except AttributeError as error:
         # ml_collections names the field and the nearest valid one.
         raise UserError("The config has no " + " ".join(str(error).strip("'\"").split())) from error
-    except (flags.Error, TypeError, ValueError) as error:
+    except (flags.Error, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from error
+
+
+def _check_fields(argv: Sequence[str]) -> None:
+    """Says which changed field there is not, where ml_collections speaks of types and indices."""
+    config = load_config_file(find_spec(argv))
+    for arg in argv:
+        name, *path = arg.lstrip("-").partition("=")[0].split(".")
+        holder = config if name == "config" else None
+        for field in path:
+            if holder is None:
+                break
+            if not isinstance(holder, ConfigDict):
+                raise UserError(f"{name} is {holder!r}, which has no field {field!r} ({arg}).")
+            if field.partition("[")[0] not in holder:
+                raise UserError(f"{name} has no field {field!r} ({arg}); its fields: {', '.join(holder)}.")
+            holder, name = holder.get(field), f"{name}.{field}"
 
 
 def load_config_file(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:

@@ -17,7 +17,6 @@ if __name__ == "__main__":
     start_anew_with_huge_pages("regvq_jax.main")
 
 import contextlib
-import itertools
 import json
 import logging
 import sys
@@ -142,13 +141,12 @@ def parse_flags(argv: list[str]) -> list[str]:
     """absl's flags, with one sentence for each mistake."""
     wants_help = any(flag in argv for flag in HELP_FLAGS)
     if not wants_help:
-        values = [arg.partition("=")[2] for arg in argv if arg.startswith(("--config=", "-config="))]
-        values += [value for flag, value in itertools.pairwise(argv) if flag in ("--config", "-config")]
-        if not values:
+        spec = config_file.find_spec(argv)
+        if not spec:
             raise UserError(
                 "--config is missing: name a config file, such as --config=configs/quickstart.py."
             )
-        config_file.check_config_file(values[-1])
+        config_file.check_config_file(spec)
     rest = config_file.parse_flags(flags.FLAGS, argv)
     if len(rest) > 1:
         raise UserError(f"Unexpected argument {rest[1]!r}; flags begin with -- (see --help).")

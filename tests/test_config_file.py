@@ -21,6 +21,10 @@ def test_choices_and_changed_fields():
         ("configs/emoji.py:mapp-ar", [], 'Did you mean "map-ar"'),
         ("configs/emoji.py", ["--config.data.sourc=3"], 'Did you mean "source"'),
         ("configs/emoji.py", ["--config.data.image_size=x"], "image_size"),
+        ("configs/emoji.py", ["--config.tokenizer.lr=1"], r"config.tokenizer is '', which has no field 'lr'"),
+        ("configs/emoji.py", ["--config.seed.x=1"], r"config.seed is 0, which has no field 'x'"),
+        ("configs/emoji.py", ["--config.datta.seed=1"], "config has no field 'datta' .*fields: .*data,"),
+        ("configs/emoji.py", ["--config.stages[9]=x"], r"out of range \(--config.stages\[9\]=x\)"),
     ],
 )
 def test_mistakes(spec, overrides, message):
