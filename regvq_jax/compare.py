@@ -25,6 +25,7 @@ from regvq_jax.command_line import Parser, positive, run_command
 from regvq_jax.data.ranges import to_uint8, to_unit_range
 from regvq_jax.errors import UserError
 from regvq_jax.evaluate import sheets
+from regvq_jax.evaluate.codebook_chart import codebook_comparison
 from regvq_jax.files import check_writable, read_json, report_write_errors, write_text_atomic
 from regvq_jax.models.quantizer import IMPLICIT_KINDS
 from regvq_jax.models.tokenizer import ImageTokenizer
@@ -250,7 +251,7 @@ def main(argv: Sequence[str]) -> None:
         rivals.append((run.name, run.counts, code_vectors(model, params)))
     with report_write_errors(output):
         sheets.labelled_sheet(rebuilt).save(output / RECONSTRUCTIONS)
-        sheets.codebook_comparison(rivals).save(output / CODEBOOKS)
+        codebook_comparison(rivals).save(output / CODEBOOKS)
     write_text_atomic(output / TABLE, markdown(runs))
 
     # Rich cuts numbers to fit; a line that is too long is the lesser evil.

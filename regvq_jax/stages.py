@@ -19,7 +19,6 @@ from regvq_jax.files import write_json_atomic
 from regvq_jax.models.quantizer import IMPLICIT_KINDS
 from regvq_jax.models.tokenizer import ImageTokenizer, encode_maps
 from regvq_jax.preemption import PreemptionSignal
-from regvq_jax.report.closing import write_report
 from regvq_jax.settings import choose, from_config
 from regvq_jax.token_stage import Encoder, TokenSettings, best_codes, cache_tokens
 from regvq_jax.trained import FACTS_NAME, load_map_tokenizer, load_tokenizer, read_facts
@@ -156,6 +155,9 @@ def run_prior(config, workdir, mesh, profile_steps) -> None:
 def run_report(config, workdir, mesh, profile_steps) -> None:
     """Gathers what the other stages made: pictures, the table of figures, and where everything lies."""
     del config, mesh, profile_steps
+    # Imported here: it brings jinja2 and matplotlib, for which no training's first step should wait.
+    from regvq_jax.report.closing import write_report
+
     if jax.process_index() == 0:
         write_report(workdir)
 

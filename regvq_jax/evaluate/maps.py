@@ -94,10 +94,13 @@ class MapReconstruction:
             "map_codebook/perplexity": perplexity(counts),
             "map_codebook/tokens": float(counts.sum()),
         }
+        # Imported here: no training's first step should wait for matplotlib.
+        from regvq_jax.evaluate.codebook_chart import codebook_chart
+
         pairs = np.concatenate(shown)[: self.num_shown]
         pictures = {
             "maps": draw_maps(pairs[:, 0], pairs[:, 1], self.model.out_channels),
-            "map_codebook": np.asarray(sheets.codebook_chart(counts, self._drawn_codebook(ema, mesh))),
+            "map_codebook": np.asarray(codebook_chart(counts, self._drawn_codebook(ema, mesh))),
         }
         records = {"map_codebook": codebook_report(counts), "map_classes": class_report(confusion)}
         return Evaluation(metrics, pictures, records)

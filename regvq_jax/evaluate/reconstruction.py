@@ -111,12 +111,13 @@ class Reconstruction:
             "codebook/perplexity": perplexity(counts),
             "codebook/tokens": float(counts.sum()),
         }
+        # Imported here: no training's first step should wait for matplotlib.
+        from regvq_jax.evaluate.codebook_chart import codebook_chart
+
         pairs = np.concatenate(shown)[: self.num_shown]
         pictures = {
             "reconstructions": np.asarray(sheets.reconstruction_sheet(pairs[:, 0], pairs[:, 1])),
-            "codebook": np.asarray(
-                sheets.codebook_chart(counts, self._drawn_codebook(ema["tokenizer"], whole))
-            ),
+            "codebook": np.asarray(codebook_chart(counts, self._drawn_codebook(ema["tokenizer"], whole))),
         }
         settings = {"images": self.images.name, **self.images.identity, "rounding": "uint8 before comparing"}
         about = verdict.about(settings)
