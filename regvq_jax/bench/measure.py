@@ -19,6 +19,9 @@ import numpy as np
 from regvq_jax.huge_pages import TUNABLES
 from regvq_jax.progress import log
 
+# Seconds of a run below which each turn begins with one that is not timed: in a training steps follow each
+# other, and do not find another program's caches and cores that sleep.
+SHORT = 2.0
 # What JAX and torch say, each in its own error, where an array cannot be had.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
 
@@ -83,7 +86,8 @@ def measure_in_turns(
 ) -> dict[str, Measurement]:
     """Measures programs in one process each; a round runs each of them once, so that noise hits all.
 
-    Every second round goes the other way round: none is always the one behind the heaviest.
+    Every second round goes the other way round: none is always the one behind the heaviest. Before each timed
+    run, programs whose runs are `SHORT` have one that is not.
 
     Args:
         programs: by name, a picklable function that makes the inputs and returns the function that builds
@@ -232,14 +236,14 @@ def _serve(connection: Connection, make_inputs, memory_bytes: int) -> None:
         before = peak_bytes()
         program = build()
         connection.send(("built", program.temp_bytes))
-        result = program.run()
+        result, seconds = _timed(program.run)
         connection.send(("ready", None))
         while connection.recv() == "run":
-            # The last result must not stand beside the next.
-            del result
-            began = time.perf_counter()
-            result = program.run()
-            connection.send(("seconds", time.perf_counter() - began))
+            for _ in range(2 if seconds < SHORT else 1):
+                # The last result must not stand beside the next.
+                del result
+                result, seconds = _timed(program.run)
+            connection.send(("seconds", seconds))
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not any(x in str(error).lower() for x in OUT_OF_MEMORY):
             raise
@@ -249,6 +253,12 @@ def _serve(connection: Connection, make_inputs, memory_bytes: int) -> None:
     connection.send(("done", (grown, {name: _to_numpy(x) for name, x in result.items()})))
     # Ended by the parent: leaving would race with the sending of large results.
     connection.recv()
+
+
+def _timed(run: Callable[[], dict]) -> tuple[dict, float]:
+    began = time.perf_counter()
+    result = run()
+    return result, time.perf_counter() - began
 
 
 def _to_numpy(x) -> np.ndarray:

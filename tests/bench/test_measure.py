@@ -2,15 +2,17 @@
 
 import subprocess
 import sys
+import time
 from functools import partial
 
 import numpy as np
 
-from regvq_jax.bench.measure import Limits, Program, measure_in_turns, peak_bytes
+from regvq_jax.bench.measure import SHORT, Limits, Program, measure_in_turns, peak_bytes
 
 
-def append(path, letter):
+def append(path, letter, seconds=0.0):
     def run():
+        time.sleep(seconds)
         with path.open("a") as file:
             file.write(letter)
         return {"letter": letter}
@@ -22,10 +24,17 @@ def test_every_second_round_goes_the_other_way_round(tmp_path):
     path = tmp_path / "order"
     programs = {letter: partial(append, path, letter) for letter in "ab"}
     measured = measure_in_turns(programs, Limits(repeats=3, seconds=60, memory_bytes=2**32))
-    # Once untimed, then three rounds.
-    assert path.read_text() == "ab" + "ab" + "ba" + "ab"
+    # Once untimed, then three rounds; of short programs, each time once untimed before.
+    assert path.read_text() == "ab" + "aabb" + "bbaa" + "aabb"
     assert [len(x.seconds) for x in measured.values()] == [3, 3]
     assert measured["b"].result["letter"] == "b"
+
+
+def test_long_runs_need_no_run_before(tmp_path):
+    path = tmp_path / "order"
+    programs = {letter: partial(append, path, letter, SHORT + 0.1) for letter in "ab"}
+    measure_in_turns(programs, Limits(repeats=1, seconds=60, memory_bytes=2**32))
+    assert path.read_text() == "abab"
 
 
 class OnGPU:
