@@ -19,10 +19,10 @@ Every program has a process of its own; they take turns. temp is what the compil
 and results; RSS is the growth of the process over its inputs, compiling included.
 torch runs where JAX does; where it cannot, or without vector-quantize-pytorch, the JAX half runs alone.
 
---codes takes any K. At 262,144 and the default 8,192 positions one [positions, K] array is 8 GiB. Four times
-what was measured at 65,536 on two CPU cores, a step would take about 2 s (nearest) and 15 s (regularized) in
-tiles, each in less than 1 GiB; 40 s and 33 GiB in the plain form; 26 s and 50 GiB for torch's nearest codes.
-What passes --memory-limit, 16 GiB unless it is given, has a row that says so; with --batch=1 all should fit.
+--codes takes any K. At 262,144 and the default 8,192 positions one [positions, K] array is 8 GiB: in tiles a
+step took 3.5 s (nearest) and 29 s (regularized) on two CPU cores in a slow hour, and less than 1 GiB; the
+plain form plans for 24 GiB, and torch's nearest codes might take 50. What passes --memory-limit, 16 GiB unless
+it is given, has a row that says so; with --batch=1 all should fit.
 """
 
 import argparse
@@ -48,7 +48,6 @@ from regvq_jax.bench.quantizer_programs import (
 )
 from regvq_jax.bench.table import QUANTIZER, mebibytes, milliseconds, publish, spread
 from regvq_jax.command_line import Parser, positive
-from regvq_jax.models.quantizer import tile_elements
 
 RIVALS = ("torch", "vector-quantize-pytorch")
 RESIDUAL_DEPTH = 4
@@ -201,6 +200,6 @@ def make_parser() -> Parser:
     add("--batch", type=positive, default=8, help="images (default 8)")
     add("--grid", type=positive, default=32, help="positions along each side of an image (default 32)")
     add("--code-dim", type=positive, default=64, help="length of a code vector (default 64)")
-    add("--tile-elements", type=positive, default=tile_elements(), help="of a tile (default: a tokenizer's)")
+    add("--tile-elements", type=positive, help="of a tile (default: a tokenizer's)")
     add_shared_flags(parser, repeats=3)
     return parser

@@ -21,7 +21,7 @@ class Problem:
 
     Attributes:
         num_codes, batch, grid, code_dim: K, B, h = w, D.
-        tile_elements: most elements of a [positions, K] array in a tile.
+        tile_elements: most elements of a [positions, K] array in a tile; None = as a tokenizer's.
         seed: of features, codebook and noise.
     """
 
@@ -29,7 +29,7 @@ class Problem:
     batch: int
     grid: int
     code_dim: int
-    tile_elements: int
+    tile_elements: int | None
     seed: int
 
     @property

@@ -13,6 +13,8 @@ from regvq_jax.quantize import QuantizeOutput
 # about four. On a CPU 16 MiB of float32 were as fast as any; accelerators want larger products.
 TILE_ELEMENTS = {"cpu": 2**22}
 TILE_ELEMENTS_ELSEWHERE = 2**24
+# But not fewer positions of a batch than these: each tile reads and writes the sum of the codes' gradients.
+TILE_ROWS = 64
 # Kinds whose codes are drawn from logits, and take part in the paper's regularizations.
 LOGIT_KINDS = ("regularized", "deterministic", "gumbel")
 # Kinds whose codes lie on a fixed grid: no codebook to learn, to prune, or to draw.
@@ -21,9 +23,9 @@ KINDS = (*LOGIT_KINDS, "nearest", "simvq", "ibq", *IMPLICIT_KINDS)
 LOGITS = ("projection", "dot", "distance")
 
 
-def tile_elements() -> int:
+def tile_elements(num_codes: int) -> int:
     """Most elements of a [B, tile, K] array on the devices that JAX uses."""
-    return TILE_ELEMENTS.get(jax.default_backend(), TILE_ELEMENTS_ELSEWHERE)
+    return max(TILE_ELEMENTS.get(jax.default_backend(), TILE_ELEMENTS_ELSEWHERE), TILE_ROWS * num_codes)
 
 
 def largest_tile(batch: int, positions: int, num_codes: int, elements: int | None = None) -> int:
@@ -35,7 +37,7 @@ def largest_tile(batch: int, positions: int, num_codes: int, elements: int | Non
         num_codes: K.
         elements: most elements of a [B, tile, K] array; `tile_elements` by default.
     """
-    limit = (elements or tile_elements()) // (batch * num_codes)
+    limit = (elements or tile_elements(num_codes)) // (batch * num_codes)
     return max((n for n in range(1, positions + 1) if positions % n == 0 and n <= limit), default=1)
 
 

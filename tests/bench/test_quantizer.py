@@ -69,8 +69,8 @@ def test_262144_codes_can_be_asked_for(monkeypatch, capsys):
     bench.main(["quantizer", "--codes", "262144", "--all", "--against=none"])
     [problem] = set(seen)
     assert len(seen) == 3 + len(quantizer.OTHERS) and problem.num_codes == 2**18
-    # Two positions of each of 8 images at once: 16 MiB in place of 8 GiB.
-    assert problem.tile_size == 2 and problem.array_bytes == 8 * GIB
+    # Eight positions of each of 8 images at once: 64 MiB in place of 8 GiB.
+    assert problem.tile_size == 8 and problem.array_bytes == 8 * GIB
     assert capsys.readouterr().out.count("262,144 ") == len(seen)
     with pytest.raises(SystemExit):
         bench.main(["quantizer", "--help"])

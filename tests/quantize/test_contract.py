@@ -210,6 +210,13 @@ def test_tiles_change_nothing(case, one_step, monkeypatch):
     assert_same_step(one_step, make_step(module)(variables, features))
 
 
+def test_tiles_of_large_codebooks_have_rows_enough():
+    # 16 MiB on a CPU, until that is less than 64 rows of a batch.
+    largest_tile = quantizer_module.largest_tile
+    assert [largest_tile(8, 1024, codes) for codes in (2**10, 2**16, 2**18)] == [512, 8, 8]
+    assert largest_tile(256, 1024, 2**18) == 1
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e6])
 def test_extreme_features_stay_finite(case, scale):
     _, module, variables, features, _ = case
