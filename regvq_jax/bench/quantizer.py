@@ -21,8 +21,8 @@ torch runs where JAX does; where it cannot, or without vector-quantize-pytorch, 
 
 --codes takes any K. At 262,144 and the default 8,192 positions one [positions, K] array is 8 GiB: in tiles a
 step took 3.5 s (nearest) and 29 s (regularized) on two CPU cores in a slow hour, and less than 1 GiB; the
-plain form plans for 24 GiB, and torch's nearest codes might take 50. What passes --memory-limit, by default 16
-GiB, has a row that says so; with --batch=1 all should fit.
+plain form plans for 24 GiB, and torch's nearest codes might take 50. What passes --memory-limit, by default
+16 GiB, has a row that says so; with --batch=1 all should fit.
 """
 
 import argparse

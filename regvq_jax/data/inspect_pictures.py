@@ -14,6 +14,7 @@ from regvq_jax.data.sources import Element, Source
 from regvq_jax.data.statistics import captions_of
 from regvq_jax.data.transforms import Transform
 from regvq_jax.evaluate import sheets
+from regvq_jax.evaluate.codebook_chart import USED_COLOUR
 
 GAP = 4  # pixels between two pictures that belong together
 SHEET_WIDTH = 1100
@@ -21,7 +22,7 @@ MAX_NAME = 48  # letters below a pair
 MAX_BARS = 200
 BARS_A_COLUMN = 50
 MAX_RATIO = 30  # of the largest bar to the median one, on a linear scale
-TRAIN_COLOUR, HELDOUT_COLOUR = sheets.USED_COLOUR, "#1e1e1e"
+TRAIN_COLOUR, HELDOUT_COLOUR = USED_COLOUR, "#1e1e1e"
 
 
 def apply(transform_fns: Sequence[Transform], element: Element, rng: np.random.Generator | None) -> Element:
