@@ -7,6 +7,7 @@ import pytest
 
 from regvq_jax.models import attention_by_heads as by_heads
 from regvq_jax.models.attention import choose_implementation
+from regvq_jax.models.transformer import Transformer, visibility
 
 B, Q, S, HEADS, SIZE = 2, 5, 7, 4, 3
 ROWS = jnp.array([[True] * 3 + [False] * 4, [True] * 7])
@@ -37,6 +38,39 @@ def test_values_and_gradients(mask, heads, at_once, monkeypatch):
     own = jax.jit(lambda: results(by_heads.attention_by_heads))()
     for value, expected in zip(own, results(plain), strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal_from", [0, 3, S])
+@pytest.mark.parametrize("places", [S, 2])
+def test_causal_attention_leaves_out_what_is_not_seen(places, causal_from, monkeypatch):
+    causal_from = min(causal_from, places)
+    mask = visibility(causal_from, places - causal_from, ROWS[:, :causal_from], causal=True)
+    keys = jax.random.split(jax.random.key(1), 4)
+    *inputs, direction = (jax.random.normal(k, (B, places, HEADS, SIZE)) for k in keys)
+
+    def results(fn):
+        out, pull_back = jax.vjp(fn, *inputs)
+        return out, *pull_back(direction)
+
+    seen, attend = [], by_heads._attend
+    note = lambda query, key, value, mask: seen.append(query.shape[1] * key.shape[1]) or attend(
+        query, key, value, mask
+    )
+    monkeypatch.setattr(by_heads, "_attend", note)
+    own = jax.jit(lambda: results(lambda *x: by_heads.attention_by_heads(*x, mask, causal_from)))()
+    plain = lambda *x: jax.nn.dot_product_attention(*x, mask=mask, implementation="xla")
+    for value, expected in zip(own, results(plain), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+    assert (sum(seen) < places**2) == (causal_from < places)
+
+
+def test_a_causal_network_gives_the_same_by_heads():
+    make = lambda attention: Transformer((2, 3), 8, 2, 2, causal=True, attention=attention)
+    x, memory = jax.random.normal(jax.random.key(2), (B, 6, 8)), jnp.ones((B, 3, 8))
+    arguments = (x, memory, ROWS[:, 2:5])
+    params = make("xla").init(jax.random.key(3), *arguments)
+    outs = [jax.jit(make(name).apply)(params, *arguments) for name in ("heads", "xla")]
+    np.testing.assert_allclose(*outs, rtol=1e-4, atol=1e-5)
 
 
 def test_only_where_one_cpu_computes_in_float32(monkeypatch):
