@@ -52,10 +52,9 @@ def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]
     """
     try:
         return flag_values(argv)
-    except (IndexError, KeyError, TypeError) as error:
+    except (IndexError, KeyError, TypeError):
         _check_fields(argv)
-        changed = ", ".join(arg for arg in argv if arg.startswith("--config."))
-        raise UserError(f"{error} ({changed}).") from error
+        raise
     except AttributeError as error:
         # ml_collections names the field and the nearest valid one.
         raise UserError("The config has no " + " ".join(str(error).strip("'\"").split())) from error
@@ -65,18 +64,40 @@ def parse_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> list[str]
 
 def _check_fields(argv: Sequence[str]) -> None:
     """Says which changed field there is not, where ml_collections speaks of types and indices."""
-    config = load_config_file(find_spec(argv))
-    for arg in argv:
-        name, *path = arg.lstrip("-").partition("=")[0].split(".")
-        holder = config if name == "config" else None
-        for field in path:
-            if holder is None:
-                break
-            if not isinstance(holder, ConfigDict):
-                raise UserError(f"{name} is {holder!r}, which has no field {field!r} ({arg}).")
-            if field.partition("[")[0] not in holder:
-                raise UserError(f"{name} has no field {field!r} ({arg}); its fields: {', '.join(holder)}.")
-            holder, name = holder.get(field), f"{name}.{field}"
+    spec = find_spec(argv)
+    config = _read(spec)  # A config file that fails by itself shows its own error.
+    for i, arg in enumerate(argv):
+        if not arg.startswith(("--config.", "-config.")):
+            continue
+        try:
+            _read(spec, argv[i : i + 1] if "=" in arg else argv[i : i + 2])
+        except (IndexError, KeyError, TypeError) as error:
+            name, *path = arg.lstrip("-").partition("=")[0].split(".")
+            holder = config
+            for field in path:
+                if not isinstance(holder, ConfigDict):
+                    raise UserError(f"{name} is {holder!r}, which has no field {field!r} ({arg}).") from error
+                if "[" in field:
+                    break
+                if field not in holder:
+                    fields = ", ".join(holder)
+                    raise UserError(f"{name} has no field {field!r} ({arg}); its fields: {fields}.") from error
+                holder, name = holder[field], f"{name}.{field}"
+            raise UserError(f"{arg} cannot be set: {error}.") from error
+
+
+def _read(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    flag_values, argv = _define(spec, overrides)
+    flag_values(argv)
+    return flag_values.config
+
+
+def _define(spec: str, overrides: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
+    """Flags with nothing but --config, and arguments for them."""
+    argv = ["config_file", f"--config={spec}", *overrides]
+    flag_values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=flag_values, sys_argv=argv)
+    return flag_values, argv
 
 
 def load_config_file(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -93,8 +114,6 @@ def load_config_file(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         UserError: there is no such file, or a choice, a field or a value is wrong.
     """
     check_config_file(spec)
-    argv = ["config_file", f"--config={spec}", *overrides]
-    flag_values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=flag_values, sys_argv=argv)
+    flag_values, argv = _define(spec, overrides)
     parse_flags(flag_values, argv)
     return flag_values.config

@@ -18,7 +18,7 @@ def start_anew_with_huge_pages(module: str) -> None:
 
     To be called before anything has been begun. Does nothing where the variable is set, be it to nothing, in
     a debugger, and where another program, such as a notebook, runs the module. `main`, `evaluate` and `bench`
-    call it; commands that take no steps (`prune`, `compare`, `interop`, `data`) and the Python API do not.
+    call it; the other commands and the Python API do not.
 
     Args:
         module: this command's, as in `python -m MODULE`.

@@ -24,9 +24,18 @@ def test_choices_and_changed_fields():
         ("configs/emoji.py", ["--config.tokenizer.lr=1"], r"config.tokenizer is '', which has no field 'lr'"),
         ("configs/emoji.py", ["--config.seed.x=1"], r"config.seed is 0, which has no field 'x'"),
         ("configs/emoji.py", ["--config.datta.seed=1"], "config has no field 'datta' .*fields: .*data,"),
-        ("configs/emoji.py", ["--config.stages[9]=x"], r"out of range \(--config.stages\[9\]=x\)"),
+        ("configs/emoji.py", ["--config.seed=1", "-config.stages[9]=x"], r"^-config.stages\[9\]=x cannot .* range"),
+        ("configs/emoji.py", ["--config.stages[0].x=x"], r"^--config.stages\[0\].x=x cannot be set"),
     ],
 )
 def test_mistakes(spec, overrides, message):
     with pytest.raises(UserError, match=message):
         load_config_file(spec, overrides)
+
+
+@pytest.mark.parametrize("overrides", [[], ["--config.seed=1"]])
+def test_a_config_file_that_fails_shows_its_own_error(overrides, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def get_config():\n    return {}['mistyped']\n")
+    with pytest.raises(KeyError, match="mistyped"):
+        load_config_file(str(path), overrides)

@@ -5,8 +5,8 @@
     python -m regvq_jax.bench decode --against=none --dtype=bfloat16
 
 Compares, at temperature 1 and without a condition:
-  cached      our autoregressive sampler: one compiled loop, keys and values of earlier tokens kept.
-  uncached    one compiled loop as well, which runs the network over the whole grid for every token; with the
+  cached      our autoregressive sampler: compiled loops, keys and values of earlier tokens kept.
+  uncached    one compiled loop, which runs the network over the whole grid for every token; with the
               smallest batch alone, since it takes long.
   torch       a GPT in eager PyTorch with a cache, the same weights and as many parameters; always in
               float32, whatever --dtype.

@@ -84,6 +84,7 @@ def make_row(name: str, inputs: int, measured: Mapping[str, Measurement]) -> dic
     row |= dict(all_seconds=own.seconds, repeats=len(own.seconds), rss_bytes=own.peak_bytes)
     row["seconds"] = own.median
     if "seconds" in own.result:
+        # Of all runs but the first, also of those before the timed ones.
         parts = np.asarray(own.result["seconds"])[1:]
         row["gathering_seconds"], distance_seconds = np.median(parts, 0).tolist()
         if "distance" in own.result:

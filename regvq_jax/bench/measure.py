@@ -19,9 +19,6 @@ import numpy as np
 from regvq_jax.huge_pages import TUNABLES
 from regvq_jax.progress import log
 
-# Seconds of a run below which each turn begins with one that is not timed: in a training steps follow each
-# other, and do not find another program's caches and cores that sleep.
-SHORT = 2.0
 # What JAX and torch say, each in its own error, where an array cannot be had.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
 
@@ -74,11 +71,14 @@ class Limits:
         seconds: that building, the first run, or one repeat may take; a program that has used them up in all
             is repeated no more.
         memory_bytes: of its own that a process may have.
+        short: seconds; where the last run took less, a turn begins with one that is not timed: in a training
+            steps follow each other, and do not find another program's caches and cores that sleep.
     """
 
     repeats: int
     seconds: float
     memory_bytes: int
+    short: float = 2.0
 
 
 def measure_in_turns(
@@ -86,8 +86,8 @@ def measure_in_turns(
 ) -> dict[str, Measurement]:
     """Measures programs in one process each; a round runs each of them once, so that noise hits all.
 
-    Every second round goes the other way round: none is always the one behind the heaviest. Before each timed
-    run, programs whose runs are `SHORT` have one that is not.
+    Every second round goes the other way round: none is always the one behind the heaviest. A turn of a
+    program whose last run was `limits.short` begins with a run that is not timed.
 
     Args:
         programs: by name, a picklable function that makes the inputs and returns the function that builds
@@ -172,7 +172,7 @@ class _Worker:
         self._connection, theirs = context.Pipe()
         self._limits, self._seconds, self._spent = limits, [], 0.0
         self._temp_bytes, self._failure = None, ""
-        arguments = (theirs, make_inputs, limits.memory_bytes)
+        arguments = (theirs, make_inputs, limits)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
@@ -194,11 +194,11 @@ class _Worker:
 
     def finish(self) -> Measurement:
         """All figures."""
-        peak_bytes, result = 0, {}
+        grown, result = 0, {}
         if not self._failure:
             self._connection.send("finish")
-            peak_bytes, result = self._receive() or (peak_bytes, result)
-        return Measurement(tuple(self._seconds), self._temp_bytes, peak_bytes, result, self._failure)
+            grown, result = self._receive() or (grown, result)
+        return Measurement(tuple(self._seconds), self._temp_bytes, grown, result, self._failure)
 
     def close(self) -> None:
         """Ends the process."""
@@ -228,9 +228,9 @@ class _Worker:
         return answer
 
 
-def _serve(connection: Connection, make_inputs, memory_bytes: int) -> None:
+def _serve(connection: Connection, make_inputs, limits: Limits) -> None:
     """The process of one program: answers until it is ended."""
-    resource.setrlimit(resource.RLIMIT_DATA, memory_limits(memory_bytes))
+    resource.setrlimit(resource.RLIMIT_DATA, memory_limits(limits.memory_bytes))
     try:
         build = make_inputs()
         before = peak_bytes()
@@ -239,7 +239,7 @@ def _serve(connection: Connection, make_inputs, memory_bytes: int) -> None:
         result, seconds = _timed(program.run)
         connection.send(("ready", None))
         while connection.recv() == "run":
-            for _ in range(2 if seconds < SHORT else 1):
+            for _ in range(2 if seconds < limits.short else 1):
                 # The last result must not stand beside the next.
                 del result
                 result, seconds = _timed(program.run)
@@ -247,7 +247,7 @@ def _serve(connection: Connection, make_inputs, memory_bytes: int) -> None:
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not any(x in str(error).lower() for x in OUT_OF_MEMORY):
             raise
-        connection.send(("failure", f"does not fit in {memory_bytes / 2**30:.3g} GiB"))
+        connection.send(("failure", f"does not fit in {limits.memory_bytes / 2**30:.3g} GiB"))
         return
     grown = peak_bytes() - before
     connection.send(("done", (grown, {name: _to_numpy(x) for name, x in result.items()})))

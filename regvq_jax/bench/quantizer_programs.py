@@ -137,9 +137,7 @@ def torch_program(stochastic: bool, device: str, problem: Problem) -> Callable[[
     import torch
     from vector_quantize_pytorch import VectorQuantize
 
-    if device == "cuda":
-        # TF32, as JAX's default there.
-        torch.set_float32_matmul_precision("high")
+    # Products in full float32, torch's default, as ours of [positions, K].
     features, direction, codebook = (torch.from_numpy(x).to(device) for x in problem.arrays())
     features, direction = (x.reshape(problem.batch, -1, problem.code_dim) for x in (features, direction))
     features.requires_grad_()

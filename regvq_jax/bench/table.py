@@ -103,7 +103,7 @@ def mebibytes(size: float) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """A time in milliseconds, with three figures at least."""
+    """A time in milliseconds: two decimals below 10 ms, one below 100."""
     decimals = 2 if seconds < 0.01 else 1 if seconds < 0.1 else 0
     return f"{seconds * 1e3:,.{decimals}f}"
 

@@ -73,7 +73,7 @@ def draw_tokens(
     inputs: jax.Array | None,
     tokens: jax.Array | None = None,
 ) -> jax.Array:
-    """Draws token grids; one compiled loop, with each condition encoded once.
+    """Draws token grids in compiled loops, with each condition encoded once.
 
     Args:
         prior: a `trainers.prior.TokenPrior`.

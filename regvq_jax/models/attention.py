@@ -32,8 +32,7 @@ def choose_implementation(name: str, dtype: Dtype, query_length: int, key_length
     if name != "auto":
         return name
     if jax.default_backend() == "cpu" and jax.device_count() == 1:
-        # A single query, a step of a sampler, has nothing to keep in the cache.
-        return "heads" if jnp.dtype(dtype) == jnp.float32 and query_length > 1 else "xla"
+        return "heads" if jnp.dtype(dtype) == jnp.float32 else "xla"
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
     even = query_length % 2 == 0 and key_length % 2 == 0
     fits = half and even and head_dim % 8 == 0 and head_dim <= 128
@@ -158,11 +157,21 @@ class Attention(nn.Module):
         mask: jax.Array | None = None,
         angles: jax.Array | None = None,
     ) -> jax.Array:
-        """As `__call__`, with a layer's keys and values as a `Cache` has them: they are read as they lie."""
+        """Attends from x to a layer's keys and values as they lie in a `Cache`, whatever `implementation` says.
+
+        Args:
+            x, angles: as in `__call__`.
+            key, value: [B, heads, S, head_dim]; of a single row [heads, S, head_dim].
+            mask: bool, broadcastable to [B, heads, Q, S]; True = the query sees the key.
+
+        Returns:
+            float [B, Q, dim] in `dtype`.
+        """
         query = self._query(x, angles).swapaxes(1, 2)
         shape = query.shape
-        query = query.reshape(*key.shape[:-2], *shape[-2:]) * (shape[-1] ** -0.5)
+        query = query.reshape(*key.shape[:-2], *shape[-2:])
         scores = jnp.einsum("...qd,...sd->...qs", query, key, preferred_element_type=jnp.float32)
+        scores *= shape[-1] ** -0.5
         if mask is not None:
             mask = mask if key.ndim == 4 else mask[0]
             scores = jnp.where(mask, scores, -0.7 * jnp.finfo(jnp.float32).max)

@@ -1,8 +1,9 @@
 """Attention on one CPU: a few heads at a time, so that their scores stay in its caches."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 # Of a block of scores: 2 MiB in float32.
 BLOCK_ELEMENTS = 2**19
@@ -40,13 +41,14 @@ def attention_by_heads(
         mask = jnp.ones((1, 1, 1, 1), bool)
     if causal_from is None:
         return _attend(query, key, value, mask)
-    parts, start = [], 0
-    for part in np.array_split(np.arange(query.shape[1]), min(CAUSAL_PARTS, query.shape[1])):
-        stop = start + len(part)
+    length = query.shape[1]
+    count = min(CAUSAL_PARTS, length)
+    bounds = [length * i // count for i in range(count + 1)]
+    parts = []
+    for start, stop in itertools.pairwise(bounds):
         seen = max(stop, causal_from)
         own = mask[:, :, start:stop, :seen]
         parts.append(_attend(query[:, start:stop], key[:, :seen], value[:, :seen], own))
-        start = stop
     return jnp.concatenate(parts, 1)
 
 

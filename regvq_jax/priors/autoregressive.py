@@ -1,11 +1,11 @@
 """The autoregressive prior: each token is predicted from the ones before it."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from regvq_jax.priors import filters
 from regvq_jax.priors.likelihood import cross_entropy, mean_where
@@ -122,11 +122,12 @@ def sample(
     token, drawn = jnp.full_like(tokens[:, 0], start_id), []
     row_keys = jax.vmap(lambda key: jax.random.bits(key, (num_tokens, 2)))(keys)
     scans = min(SCANS, num_tokens) if grow_fn else 1
-    for positions in np.array_split(np.arange(num_tokens), scans):
+    bounds = [num_tokens * i // scans for i in range(scans + 1)]
+    for start, stop in itertools.pairwise(bounds):
         if grow_fn:
-            cache = grow_fn(cache, len(positions))
-        own_keys = row_keys[:, positions].swapaxes(0, 1)
-        inputs = (jnp.asarray(positions, jnp.int32), tokens[:, positions].T, own_keys)
+            cache = grow_fn(cache, stop - start)
+        positions = jnp.arange(start, stop, dtype=jnp.int32)
+        inputs = (positions, tokens[:, start:stop].T, row_keys[:, start:stop].swapaxes(0, 1))
         (cache, token), some = jax.lax.scan(fill, (cache, token), inputs)
         drawn.append(some)
     return jnp.concatenate(drawn).T

@@ -65,7 +65,7 @@ class TokenPrior(Protocol):
         null: Encoded,
         settings: Any,
     ) -> jax.Array:
-        """Fills the places of int32 [B, N] that hold K; one compiled loop."""
+        """Fills the places of int32 [B, N] that hold K, in compiled loops."""
 
 
 @dataclasses.dataclass(frozen=True)

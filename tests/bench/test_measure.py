@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from regvq_jax.bench.measure import SHORT, Limits, Program, measure_in_turns, peak_bytes
+from regvq_jax.bench.measure import Limits, Program, measure_in_turns, peak_bytes
 
 
 def append(path, letter, seconds=0.0):
@@ -32,8 +32,8 @@ def test_every_second_round_goes_the_other_way_round(tmp_path):
 
 def test_long_runs_need_no_run_before(tmp_path):
     path = tmp_path / "order"
-    programs = {letter: partial(append, path, letter, SHORT + 0.1) for letter in "ab"}
-    measure_in_turns(programs, Limits(repeats=1, seconds=60, memory_bytes=2**32))
+    programs = {letter: partial(append, path, letter, 0.1) for letter in "ab"}
+    measure_in_turns(programs, Limits(repeats=1, seconds=60, memory_bytes=2**32, short=0.05))
     assert path.read_text() == "abab"
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from regvq_jax.models import attention as attention_module
 from regvq_jax.models import attention_by_heads as by_heads
 from regvq_jax.models.attention import choose_implementation
 from regvq_jax.models.transformer import Transformer, visibility
@@ -64,13 +65,23 @@ def test_causal_attention_leaves_out_what_is_not_seen(places, causal_from, monke
     assert (sum(seen) < places**2) == (causal_from < places)
 
 
-def test_a_causal_network_gives_the_same_by_heads():
-    make = lambda attention: Transformer((2, 3), 8, 2, 2, causal=True, attention=attention)
+@pytest.mark.parametrize("cross", [False, True])
+def test_a_causal_network_gives_the_same_by_heads_and_says_what_is_causal(cross, monkeypatch):
+    promised = []
+
+    def note(*arguments):
+        promised.append(arguments[4])
+        return by_heads.attention_by_heads(*arguments)
+
+    monkeypatch.setattr(attention_module, "attention_by_heads", note)
+    make = lambda attention: Transformer((2, 3), 8, 2, 2, causal=True, cross=cross, attention=attention)
     x, memory = jax.random.normal(jax.random.key(2), (B, 6, 8)), jnp.ones((B, 3, 8))
     arguments = (x, memory, ROWS[:, 2:5])
     params = make("xla").init(jax.random.key(3), *arguments)
     outs = [jax.jit(make(name).apply)(params, *arguments) for name in ("heads", "xla")]
     np.testing.assert_allclose(*outs, rtol=1e-4, atol=1e-5)
+    # Tokens of the memory in front, or, with cross-attention, none; the memory itself is seen whole.
+    assert set(promised) == ({0, None} if cross else {3})
 
 
 def test_only_where_one_cpu_computes_in_float32(monkeypatch):
@@ -79,5 +90,4 @@ def test_only_where_one_cpu_computes_in_float32(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert choose("auto", jnp.float32, 64, 64, 64) == "heads"
     assert choose("auto", jnp.bfloat16, 64, 64, 64) == "xla"
-    assert choose("auto", jnp.float32, 1, 64, 64) == "xla"  # A step of a sampler.
     assert choose("xla", jnp.float32, 64, 64, 64) == "xla"

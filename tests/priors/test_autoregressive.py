@@ -147,6 +147,31 @@ class TestSample:
         assert (batch[0] != batch[1]).any() and (batch < K).all()
         assert (draw(row_keys(1, 4), start) != batch).any()
 
+    @pytest.mark.parametrize("num_tokens", [1, 3, 6, 12])
+    def test_a_growing_cache_has_the_room_it_was_given_and_changes_nothing(self, num_tokens):
+        rooms = []
+
+        def grow(cache, places):
+            return jnp.pad(cache, ((0, 0), (0, places)), constant_values=K)
+
+        def step_fn(cache, token, position):
+            rooms.append(cache.shape[1])
+            logits_fn = lambda cache: random_logits_fn()(grow(cache, num_tokens - cache.shape[1]))
+            return write_and_read(logits_fn)(cache, token, position)
+
+        start = jnp.full((2, num_tokens), UNKNOWN).at[1, 0].set(2)
+        grown = autoregressive.sample(
+            row_keys(0, 2),
+            step_fn,
+            start[:, :0],
+            start,
+            start_id=START,
+            unknown_id=UNKNOWN,
+            grow_fn=grow,
+        )
+        np.testing.assert_array_equal(grown, draw(row_keys(0, 2), start))
+        assert sorted(set(rooms)) == {1: [1], 3: [1, 2, 3], 6: [1, 3, 4, 6], 12: [3, 6, 9, 12]}[num_tokens]
+
     def test_positions_draw_different_noise(self):
         tokens = autoregressive.sample(
             row_keys(0, 1),
