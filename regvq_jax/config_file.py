@@ -80,8 +80,8 @@ def _check_fields(argv: Sequence[str]) -> None:
                 if "[" in field:
                     break
                 if field not in holder:
-                    fields = ", ".join(holder)
-                    raise UserError(f"{name} has no field {field!r} ({arg}); its fields: {fields}.") from error
+                    words = f"{name} has no field {field!r} ({arg}); its fields: {', '.join(holder)}."
+                    raise UserError(words) from error
                 holder, name = holder[field], f"{name}.{field}"
             raise UserError(f"{arg} cannot be set: {error}.") from error
 

@@ -157,7 +157,7 @@ class Attention(nn.Module):
         mask: jax.Array | None = None,
         angles: jax.Array | None = None,
     ) -> jax.Array:
-        """Attends from x to a layer's keys and values as they lie in a `Cache`, whatever `implementation` says.
+        """Attends from x to a layer's keys and values as they lie in a `Cache`, by plain products.
 
         Args:
             x, angles: as in `__call__`.
