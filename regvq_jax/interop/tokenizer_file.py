@@ -10,6 +10,7 @@ where "metadata" is free: where the tokenizer came from, what was done to it.
 """
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -86,6 +87,7 @@ def load_tokenizer_file(path: str | os.PathLike) -> tuple[ImageTokenizer, PyTree
     return model, _fit(path, tensors, param_shapes(model)), metadata
 
 
+@functools.lru_cache(maxsize=16)  # Tracing takes seconds, and a run asks in each stage.
 def param_shapes(model: ImageTokenizer) -> PyTree:
     """The parameters of a tokenizer network as `jax.ShapeDtypeStruct`s, whatever the size of its images."""
     side = model.downsampling

@@ -15,9 +15,7 @@ ROADS = [
     *(("emoji", f"{condition}-{prior}") for condition in ("text", "map") for prior in PRIORS),
     ("emoji", "map-ar,map_tokens"),
     ("emoji", "text-diffusion,absorbing"),
-    # The paper's configs with their own priors: test_datasets.py; all others, in shapes: test_configs.py.
-    ("coco", "masked"),
-    ("ade20k", "diffusion"),
+    # The paper's configs with their own priors: test_datasets.py; with others, in shapes: test_configs.py.
 ]
 
 
