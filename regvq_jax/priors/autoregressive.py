@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from regvq_jax.priors import filters
 from regvq_jax.priors.likelihood import cross_entropy, mean_where
 
-# Loops of a sampler with a growing cache: with four, steps read a quarter more of it than is filled.
+# Loops of a sampler with a growing cache: with four, steps read a quarter more of it than is filled. Each holds
+# the network, and is compiled anew, which short sequences do not give back: tokens that one draws at least.
 SCANS = 4
+SCAN_TOKENS = 64
 
 
 def shift_right(tokens: jax.Array, start_id: int) -> jax.Array:
@@ -121,7 +123,7 @@ def sample(
     tokens = tokens.astype(jnp.int32)
     token, drawn = jnp.full_like(tokens[:, 0], start_id), []
     row_keys = jax.vmap(lambda key: jax.random.bits(key, (num_tokens, 2)))(keys)
-    scans = min(SCANS, num_tokens) if grow_fn else 1
+    scans = max(1, min(SCANS, num_tokens // SCAN_TOKENS)) if grow_fn else 1
     bounds = [num_tokens * i // scans for i in range(scans + 1)]
     for start, stop in itertools.pairwise(bounds):
         if grow_fn:

@@ -148,7 +148,8 @@ class TestSample:
         assert (draw(row_keys(1, 4), start) != batch).any()
 
     @pytest.mark.parametrize("num_tokens", [1, 3, 6, 12])
-    def test_a_growing_cache_has_the_room_it_was_given_and_changes_nothing(self, num_tokens):
+    def test_a_growing_cache_has_the_room_it_was_given_and_changes_nothing(self, num_tokens, monkeypatch):
+        monkeypatch.setattr(autoregressive, "SCAN_TOKENS", 1)
         rooms = []
 
         def grow(cache, places):
@@ -171,6 +172,20 @@ class TestSample:
         )
         np.testing.assert_array_equal(grown, draw(row_keys(0, 2), start))
         assert sorted(set(rooms)) == {1: [1], 3: [1, 2, 3], 6: [1, 3, 4, 6], 12: [3, 6, 9, 12]}[num_tokens]
+
+    @pytest.mark.parametrize(("num_tokens", "lengths"), [(64, [64]), (100, [100]), (192, [64, 64, 64])])
+    def test_short_sequences_have_one_loop(self, num_tokens, lengths):
+        grown = []
+
+        def grow(cache, places):
+            grown.append(places)
+            return cache
+
+        step_fn = lambda cache, token, position: (cache, jnp.zeros((1, K)))
+        start = jnp.full((1, num_tokens), UNKNOWN)
+        options = {"start_id": START, "unknown_id": UNKNOWN, "grow_fn": grow}
+        autoregressive.sample(row_keys(0, 1), step_fn, (), start, **options)
+        assert grown == lengths
 
     def test_positions_draw_different_noise(self):
         tokens = autoregressive.sample(
