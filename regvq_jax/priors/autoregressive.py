@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from regvq_jax.priors import filters
 from regvq_jax.priors.likelihood import cross_entropy, mean_where
 
-# Loops of a sampler with a growing cache: with four, steps read a quarter more of it than is filled. Each holds
-# the network, and is compiled anew, which short sequences do not give back: tokens that one draws at least.
+# Loops of a sampler with a growing cache: with four, steps read a quarter more of it than is filled.
 SCANS = 4
+# Tokens that a loop draws at least: each holds the whole network, and takes its time to compile.
 SCAN_TOKENS = 64
 
 
