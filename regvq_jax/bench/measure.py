@@ -87,7 +87,7 @@ def measure_in_turns(
     """Measures programs in one process each; a round runs each of them once, so that noise hits all.
 
     Every second round goes the other way round: none is always the one behind the heaviest. A turn of a
-    program whose last run was `limits.short` begins with a run that is not timed.
+    program whose last run took less than `limits.short` begins with a run that is not timed.
 
     Args:
         programs: by name, a picklable function that makes the inputs and returns the function that builds
